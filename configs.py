@@ -1,0 +1,180 @@
+"""From options to a run: device and folder, loaders, network, optimizer."""
+
+import contextlib
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import augmentation
+import checkpoint
+import data
+import model
+import optimizer
+import utils
+from logger import Logger
+from models import NETWORKS
+from opts import EXACT, Options
+from run import Lock, Run, Signals, ending, environment, prepare_folder
+from transforms import Pipeline
+from utils import Ranks, Refused
+
+SAMPLE = 10_000  # images that mean and standard deviation are taken from
+
+
+@contextlib.contextmanager
+def start(options: Options) -> Iterator[Run]:
+    """Open the run's folder and give what the loop needs of its surroundings. Raises Refused."""
+    ranks = Ranks()
+    device = utils.device_for(options.GPU, options.nGPU)
+    torch.backends.cudnn.enabled = options.backend == "cudnn"
+    torch.backends.cudnn.benchmark = options.backend == "cudnn"
+    utils.reseed(device, options.manualSeed, "weights")
+    new = not options.folder.exists()
+    with Signals() as signals, Lock(options.folder):
+        try:
+            prepare_folder(options.folder, go_on=options.continue_, overwrite=options.overwrite)
+            run = _run(options, ranks, device, signals)
+            with ending(run):
+                yield run
+        except Refused:
+            if new:  # nothing half-written where nothing was
+                _remove_empty(options.folder)
+            raise
+
+
+def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals) -> Run:
+    folder = options.folder
+    return Run(
+        folder=folder, device=device, ranks=ranks, seed=options.manualSeed, signals=signals,
+        logger=Logger(folder, quiet=not ranks.first, verbose=options.verbose),
+        saver=checkpoint.Saver(folder / "checkpoints", options.keep), interval=checkpoint.Interval(options.saveEvery),
+        resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs or 0,
+        settings=environment(device, ranks),
+        saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
+    )  # fmt: skip
+
+
+def _remove_empty(folder: Path) -> None:
+    (folder / "lock").unlink(missing_ok=True)
+    for place in (folder, *folder.parents[:2]):
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def open_both(options: Options) -> tuple[data.Images, data.Images]:
+    """Open the training and the test images. Raises Refused."""
+    more: dict[str, Any] = {}
+    if options.dataset == "synthetic":
+        more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
+    train = data.open_images(options.dataset, options.data_dir, "train", **more)
+    test = data.open_images(options.dataset, options.data_dir, "test", classes=train.classes, **more)
+    absent = sorted(set(range(len(train.classes))) - set(np.unique(test.labels).tolist()))
+    if absent:
+        names = ", ".join(utils.printable(train.classes[label]) for label in absent[:5])
+        print(f"warning: {len(absent)} classes have no test image: {names}{', ...' if len(absent) > 5 else ''}", flush=True)
+    return train, test
+
+
+def loaders(options: Options, run: Run) -> tuple[Any, Any]:
+    """Return the loaders of the training and of the test images."""
+    train, test = open_both(options)
+    ranks = {"rank": run.ranks.rank, "world": run.ranks.world}
+    assert options.augment is not None
+    plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, **ranks)
+    if not len(plan) or plan.images < 2:
+        raise Refused(f"{train.where} has {len(train)} training images in this pass: 2 are needed at least")
+    if plan.images < min(len(train), options.limit or len(train)):
+        run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
+    test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, **ranks)
+    settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
+    return (
+        data.loader(train, pipeline(options, augmentation.parse(options.augment)), plan, run.device, **settings),
+        data.loader(test, pipeline(options, []), test_plan, run.device, **settings),
+    )
+
+
+def pipeline(options: Options, steps: list[augmentation.Step]) -> Pipeline:
+    assert options.imageSize and options.cropSize
+    sizes = options.imageSize, options.cropSize
+    return Pipeline(steps, *sizes, seed=options.manualSeed, interpolation=options.interpolation)
+
+
+def statistics(options: Options, images: data.Images) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and standard deviation over the first images of a keyed order, from the cache if there."""
+    ours = utils.load_ours("statistics")
+    where = str(Path(images.where).resolve()) if Path(images.where).exists() else f"{images.where} {options.synthetic}"
+    key = json.dumps({"where": where, "images": len(images), "imageSize": options.imageSize, "cropSize": options.cropSize})
+
+    def compute() -> tuple[list[float], list[float]]:
+        plan = data.Plan(len(images), 256, limit=SAMPLE)
+        source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads)
+        return ours.measure(batch.images for batch in source.epoch(0))
+
+    return ours.cached(str(Path(options.expDir, options.dataset, "statistics.json")), key, compute)
+
+
+def network(options: Options, run: Run, images: data.Images) -> nn.Module:
+    """Return the network on the run's device, with its weights where a file brings them."""
+    assert options.cropSize and options.imageSize
+    made = model.create(
+        options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
+        interpolation=options.interpolation,
+    )  # fmt: skip
+    if options.retrain:
+        replaced = model.load_weights(made, read_weights(options.retrain), options.retrain)
+        if replaced:
+            run.logger.say(f"{options.retrain} has another number of classes: {replaced} start anew")
+    elif run.saved is None:
+        made.normalise.set(*statistics(options, images))
+    if options.optimize:
+        model.recompute(made)
+    run.model = made.spec.plain()
+    _write_options(options, run)
+    return made.to(run.device, memory_format=torch.channels_last)
+
+
+def read_weights(path: str) -> Any:
+    try:
+        return checkpoint.read(path)
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from None
+    except checkpoint.Damaged as error:
+        raise Refused(str(error)) from None
+
+
+def updates(options: Options, run: Run, network: nn.Module, steps_per_epoch: int) -> optimizer.Updater:
+    """Return what updates the network's weights."""
+    assert options.nEpochs
+    plan = optimizer.schedule(
+        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay, first=NETWORKS[options.netType].LR
+    )
+    return optimizer.Updater(network, optimizer.sgd(network, options.momentum), plan, run.ranks)
+
+
+def changed(options: Options) -> dict[str, tuple[Any, Any]]:
+    """Return the options given anew that the run's bits depend on."""
+    return {name: change for name, change in options.changed.items() if name in EXACT}
+
+
+def _write_options(options: Options, run: Run) -> None:
+    if run.ranks.first:
+        about = {"command": shlex.join(sys.argv), "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "commit": _commit()}
+        utils.write_json(run.folder / "options.json", {"options": options.recorded(), **about, **run.settings})
+
+
+def _commit() -> str | None:
+    """Return the git commit of this code, None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError):
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result.stdout.strip() or None
+    return None

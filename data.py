@@ -1,0 +1,225 @@
+"""Which images make up which batch, and the loaders that bring them to the device."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets import DATASETS, decode
+from datasets.images import ArrayImages, FileImages
+from randomness import shuffled
+from transforms import Pipeline
+from utils import Failed, Refused, printable
+
+Images = ArrayImages | FileImages
+RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
+
+
+def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> Images:
+    """Open the part "train" or "test" of the data set called `name`. Raises Refused."""
+    module, function = DATASETS[name].opener.split(":")
+    return getattr(import_module(f"datasets.{module}"), function)(data_dir, part, **settings)
+
+
+class Batch(NamedTuple):
+    """images: (N, 3, S, S) uint8 and labels: (N,) int64 on the device; indices: (N,) int64 of the data set.
+
+    total: images of this batch over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: np.ndarray
+    total: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The images of every batch, a pure function of (seed, epoch, batch): O(batch) memory for any number of images.
+
+    count: images there are; batch: images a batch over all ranks; limit: images a pass, the first of a fixed keyed
+    order; shuffle: a new order each epoch, and a last batch of 1 image, which batch norm cannot train on, left out.
+    """
+
+    count: int
+    batch: int
+    seed: int = 0
+    shuffle: bool = False
+    limit: int | None = None
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def images(self) -> int:
+        """Images a pass over all ranks."""
+        count = min(self.count, self.limit or self.count)
+        return count - 1 if self.shuffle and count % self.batch == 1 and count > 1 else count
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch)
+
+    def size(self, number: int) -> int:
+        """Return the images of batch `number` over all ranks."""
+        return min(self.batch, self.images - number * self.batch)
+
+    def indices(self, epoch: int, number: int) -> np.ndarray:
+        """Return this rank's images of a batch, (N,) int64: every world-th one."""
+        start = number * self.batch
+        positions = np.arange(start, start + self.size(number), dtype=np.int64)[self.rank :: self.world]
+        count = min(self.count, self.limit or self.count)
+        if self.shuffle:
+            positions = shuffled(positions, count, self.seed, epoch)
+        return shuffled(positions, self.count, 0, 0, "limit") if count < self.count else positions
+
+
+class ArrayLoader:
+    """Batches of images that lie in memory: one gather and one batched transform each, no processes."""
+
+    def __init__(self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device) -> None:
+        self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
+        resident = device.type == "cuda" and images.pixels.nbytes <= RESIDENT
+        self.pixels = images.pixels.to(device) if resident else images.pixels
+        self.labels = torch.from_numpy(images.labels)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `start` on."""
+        for number in range(start, len(self.plan)):
+            indices = self.plan.indices(epoch, number)
+            pixels = self.pixels[torch.from_numpy(indices).to(self.pixels.device)]
+            images = self.pipeline.arrays(pixels, epoch, indices).expand(-1, 3, -1, -1).to(self.device)
+            images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices).to(self.device))
+            labels = self.labels[torch.from_numpy(indices)].to(self.device)
+            yield Batch(images, labels, indices, self.plan.size(number))
+
+
+class _Task(NamedTuple):
+    epoch: int
+    number: int
+
+
+class _Tasks(Sampler[_Task]):
+    """What the workers are to do in the next pass."""
+
+    def __init__(self) -> None:
+        self.tasks: list[_Task] = []
+
+    def __iter__(self) -> Iterator[_Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+class _Reader(Dataset):
+    """Runs in a worker: reads and decodes whole batches. What is bad comes back as (index, path, reason)."""
+
+    def __init__(self, images: FileImages, pipeline: Pipeline, plan: Plan) -> None:
+        self.images, self.pipeline, self.plan = images, pipeline, plan
+
+    def __getitem__(self, task: _Task) -> tuple[Tensor, Tensor, list[tuple[int, str, str]]]:
+        """Return images (N, 3, S, S) uint8, their indices (N,) int64, and the bad ones."""
+        indices = self.plan.indices(task.epoch, task.number)
+        files: list[bytes] = []
+        sizes: list[tuple[int, int]] = []
+        good: list[int] = []
+        bad: list[tuple[int, str, str]] = []
+        for index in indices.tolist():
+            try:
+                content = self.images.read(index)
+                sizes.append(decode.size(content))
+                files.append(content)
+                good.append(index)
+            except (OSError, ValueError) as error:
+                bad.append((index, self.images.path(index), _reason(error)))
+        images, kept = self._decode(files, np.array(sizes, np.int64).reshape(-1, 2), np.array(good, np.int64), task.epoch, bad)
+        return images, torch.from_numpy(kept), bad
+
+    def _decode(
+        self, files: list[bytes], sizes: np.ndarray, indices: np.ndarray, epoch: int, bad: list[tuple[int, str, str]]
+    ) -> tuple[Tensor, np.ndarray]:
+        side = self.pipeline.crop_size
+        window = self.pipeline.windows(sizes[:, 0], sizes[:, 1], epoch, indices)
+        # Channels last, as decoders give them and convolutions on a CPU like them.
+        images = torch.empty(len(files), 3, side, side, dtype=torch.uint8, memory_format=torch.channels_last)
+        keep = np.ones(len(files), bool)
+        for place, content in enumerate(files):
+            try:
+                images[place] = decode.window(
+                    content, window.box[place], side, whole=window.whole, headroom=window.headroom,
+                    interpolation=self.pipeline.interpolation,
+                )  # fmt: skip
+            except ValueError as error:
+                index = int(indices[place])
+                bad.append((index, self.images.path(index), _reason(error)))
+                keep[place] = False
+        return (images, indices) if keep.all() else (images[torch.from_numpy(keep)], indices[keep])
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def start_worker(_: int) -> None:
+    """Shield a worker: a signal to the whole group is the main process's to answer, which then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class FileLoader:
+    """Batches of image files: worker processes decode, the device does the rest."""
+
+    def __init__(
+        self, images: FileImages, pipeline: Pipeline, plan: Plan, device: torch.device, *,
+        workers: int = 0, start_method: str = "fork", timeout: int = 120,
+    ) -> None:  # fmt: skip
+        self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
+        self.labels = torch.from_numpy(images.labels)
+        self.tasks = _Tasks()
+        many: dict[str, Any] = {}
+        if workers:
+            many = {"multiprocessing_context": start_method, "persistent_workers": True, "timeout": timeout}
+        self.loader = DataLoader(
+            _Reader(images, pipeline, plan), batch_size=None, sampler=self.tasks, num_workers=workers,
+            worker_init_fn=start_worker, pin_memory=device.type == "cuda", generator=torch.Generator(), **many,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `start` on. Raises Refused for a bad image, Failed for a worker."""
+        numbers = range(start, len(self.plan))
+        self.tasks.tasks = [_Task(epoch, number) for number in numbers]
+        for number, (images, indices, bad) in zip(numbers, self._read(), strict=True):
+            if bad:
+                raise Refused("bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0])))
+            images = images.to(self.device, non_blocking=True)
+            draws = self.pipeline.draws(epoch, indices.numpy()).to(self.device)
+            labels = self.labels[indices].to(self.device)
+            yield Batch(self.pipeline.finish(images, draws), labels, indices.numpy(), self.plan.size(number))
+
+    def _read(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except RuntimeError as error:
+            text = str(error)
+            if "DataLoader" not in text:
+                raise
+            raise Failed(f"a process that reads images died or hangs: {text.splitlines()[0]}") from None
+
+
+def loader(images: Images, pipeline: Pipeline, plan: Plan, device: torch.device, **settings: Any) -> ArrayLoader | FileLoader:
+    """Return the loader that fits the images. settings: of FileLoader."""
+    if isinstance(images, ArrayImages):
+        return ArrayLoader(images, pipeline, plan, device)
+    return FileLoader(images, pipeline, plan, device, **settings)

@@ -1,0 +1,31 @@
+"""The table of data sets. One line adds one. Nothing here imports torch: `python main.py --help` reads this table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's opener, as "module:function" below this package, and the defaults of a run on it.
+
+    The opener is called as function(data_dir, part, **settings) with part "train" or "test" and returns images as
+    `datasets.images` describes them. imageSize and cropSize are in pixels.
+    """
+
+    opener: str
+    imageSize: int
+    cropSize: int
+    nEpochs: int
+    augment: str
+    about: str
+
+
+PHOTOS = "crop,flip,jitter:0.4"  # the Torch7 suite's pipeline for photographs
+DIGITS = "pad:2,crop"  # a mirrored digit is another digit
+SMALL = "pad:4,crop,flip"  # what published CIFAR results use
+
+DATASETS = {
+    "ilsvrc2012": Source("folder:ilsvrc2012", 256, 224, 55, PHOTOS, "ImageNet 2012: data_dir/train and data_dir/val"),
+    "folder": Source("folder:folder", 256, 224, 55, PHOTOS, "a folder of your own: data_dir/train/<class>/*.jpg"),
+    "mnist": Source("arrays:mnist", 28, 28, 10, DIGITS, "handwritten digits, fetched by pip"),
+    "synthetic": Source("synthetic:synthetic", 256, 224, 2, "crop,flip", "made-up images with a learnable label"),
+}

@@ -1,0 +1,151 @@
+"""From an image file to the pixels of one window of it.
+
+The window comes first: the header tells the size, a JPEG that is far too large is decoded at a reduced scale, and only
+the window is resized, with the antialiasing filter reaching over its border as if the whole image had been resized.
+EXIF orientation is ignored: pixels are taken as they are stored, as torchvision and timm do.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+JPEG = b"\xff\xd8\xff"
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filter, in pixels of the result
+KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
+NEAR = 1 / 64  # pixels by which a window may be shifted: 0.2 grey levels at most on a typical edge
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Return width and height in pixels from the file's header. Raises ValueError with the reason."""
+    try:
+        if data.startswith(JPEG):
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            return width, height
+        with _open(data) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(_reason(error, data)) from None
+
+
+def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
+    """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most. Raises ValueError with the reason.
+
+    Greys and palettes become RGB, alpha is dropped, 16-bit greys are divided by 257.
+    """
+    try:
+        if data.startswith(JPEG):
+            decoded = _jpeg(data, reduce)
+            if decoded is not None:
+                return decoded
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with _open(data) as image:
+                return _to_rgb(image)
+    except (OSError, ValueError, SyntaxError, Warning, Image.DecompressionBombError) as error:
+        raise ValueError(_reason(error, data)) from None
+
+
+def window(
+    data: bytes, box: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear"
+) -> Tensor:
+    """Return the part `box` (left, top, right, bottom, in pixels of the stored image) as (3, side, side) uint8.
+
+    whole, headroom: see `transforms.Window`. Raises ValueError with the reason.
+    """
+    scale = min(box[2] - box[0], box[3] - box[1]) / side
+    reduce = 1
+    while reduce < 8 and scale >= 2 * reduce * headroom:
+        reduce *= 2
+    image = pixels(data, reduce)
+    if reduce > 1:
+        width, height = size(data)
+        box = box * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    return cut(torch.from_numpy(image).permute(2, 0, 1), box, side, whole, interpolation)
+
+
+def cut(image: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: str) -> Tensor:
+    """Resize the part `box` of `image`, (3, H, W) uint8, to (3, side, side)."""
+    left, top, right, bottom = (float(edge) for edge in box)
+    reach = SUPPORT[interpolation] if whole else 0
+    columns = _axis(left, right, side, image.shape[2], reach)
+    rows = _axis(top, bottom, side, image.shape[1], reach)
+    part = image[:, rows.start : rows.stop, columns.start : columns.stop]
+    if rows.scale == 1 and columns.scale == 1:
+        result = part
+    else:
+        resize = KERNELS[interpolation]
+        result = resize(part[None], [rows.count, columns.count], False, 1 / rows.scale, 1 / columns.scale)[0]
+    result = result[:, rows.skip :, columns.skip :]
+    margins = [columns.before, columns.after, rows.before, rows.after]
+    return F.pad(result, margins) if any(margins) else result
+
+
+class _axis:
+    """How one axis of a window is read: stored pixels [start, stop) become `count` pixels of which `skip` are dropped.
+
+    The resizing kernel starts at whole pixels only, so it starts some pixels of the result early, where the window's
+    fraction is nearly 0. before, after: pixels of the result that lie beyond the border.
+    """
+
+    __slots__ = ("after", "before", "count", "scale", "skip", "start", "stop")
+
+    def __init__(self, low: float, high: float, side: int, length: int, reach: int) -> None:
+        self.scale = (high - low) / side
+        self.before = max(0, round(-low / self.scale))
+        self.after = max(0, round((high - length) / self.scale))
+        low += self.before * self.scale
+        self.skip = self._early(low, reach) if reach else 0
+        self.start = max(0, round(low - self.skip * self.scale))
+        inside = side - self.before - self.after
+        self.count = inside + self.skip
+        end = low + (inside + reach) * self.scale
+        self.stop = min(length, int(np.ceil(end)) if reach else round(end))
+
+    def _early(self, low: float, reach: int) -> int:
+        """Return by how many pixels of the result the kernel starts early."""
+        best, distance = 0, 1.0
+        most = int(low / self.scale + 1e-6)
+        for early in range(most + 1):
+            start = low - early * self.scale
+            if start > NEAR and early < reach:
+                continue  # the first pixel's filter would miss its left part
+            if abs(start - round(start)) < distance:
+                best, distance = early, abs(start - round(start))
+                if distance <= NEAR:
+                    break
+        return best
+
+
+def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
+    """Decode a grey or colour JPEG; None for CMYK ones, which Pillow knows better."""
+    height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    if space in ("CMYK", "YCCK"):
+        return None
+    least = (-(-height // reduce), -(-width // reduce)) if reduce > 1 else (0, 0)
+    return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64) // 257
+        return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, 2)
+    return np.array(image.convert("RGB"))
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a JPEG, PNG, WebP or BMP image (it starts with {data[:8]!r})"
+    return str(error).strip().replace("\n", " ") or type(error).__name__

@@ -1,0 +1,94 @@
+"""A folder of images: data_dir/train/<class>/* and data_dir/val/<class>/* (or test/), and ImageNet in that form.
+
+The rule: a class is a folder directly below train or val, classes are sorted by name. Its images are all files below
+it, however deep, that end in .jpg, .jpeg, .png, .webp or .bmp in any case. Hidden files and folders (a leading dot)
+and __MACOSX are left out.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from datasets.images import FileImages, Names
+from utils import Refused
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PARTS = {"train": ("train",), "test": ("val", "test")}
+IMAGENET = """no ImageNet found: looked in {looked}.
+  Put the images in data_dir/train/<wnid>/*.JPEG and data_dir/val/<wnid>/*.JPEG and name it with --data_dir.
+  To start now without ImageNet: python main.py --dataset mnist"""
+
+
+def folder(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> FileImages:
+    """Open one part of a folder. classes: those of the training part, whose numbers a test part then takes.
+
+    Raises Refused where the folder, a class's images or a class are missing.
+    """
+    if data_dir is None:
+        raise Refused("--dataset folder needs --data_dir: a folder with train/<class>/* and val/<class>/*")
+    root = find_part(data_dir, part)
+    if root is None:
+        names = " or ".join(f"{name}/" for name in PARTS[part])
+        raise Refused(f"{data_dir} has no folder {names}: put images in {data_dir}/{PARTS[part][0]}/<class>/")
+    return list_images(root, classes)
+
+
+def ilsvrc2012(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> FileImages:
+    """Open ImageNet as a folder. Raises Refused, with the ways to get it, where there is none."""
+    tried = [data_dir] if data_dir else ["./data/ilsvrc2012", os.path.expanduser("~/.cache/multi-gpu-torch/ilsvrc2012")]
+    for place in tried:
+        root = find_part(place, part)
+        if root is not None:
+            return list_images(root, classes)
+    names = " and ".join(f"{place}/{PARTS[part][0]}" for place in tried)
+    raise Refused(IMAGENET.format(looked=names))
+
+
+def find_part(data_dir: str, part: str) -> str | None:
+    """Return the folder of one part, None where there is none."""
+    return next((os.path.join(data_dir, name) for name in PARTS[part] if Path(data_dir, name).is_dir()), None)
+
+
+def list_images(root: str, classes: list[str] | None) -> FileImages:
+    """List the images of all class folders below `root`. Raises Refused."""
+    found = class_folders(root)
+    if not found:
+        raise Refused(f"{root} has no class folders: put images in {root}/<class>/")
+    unknown = sorted(set(found) - set(classes)) if classes is not None else []
+    if unknown:
+        raise Refused(f"{root} has a class that training lacks: '{unknown[0]}' ({len(unknown)} such)")
+    classes = found if classes is None else classes
+    names: list[str] = []
+    labels: list[int] = []
+    for name in found:
+        images = sorted(image_files(os.path.join(root, name), name))
+        if not images:
+            raise Refused(f"{os.path.join(root, name)} has no image ({', '.join(ENDINGS)}): add some or remove it")
+        names += images
+        labels += [classes.index(name)] * len(images)
+    return FileImages(Names(names), np.array(labels, np.int64), list(classes), root)
+
+
+def class_folders(root: str) -> list[str]:
+    """Return the sorted names of the class folders directly below `root`."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not left_out(entry.name))
+
+
+def image_files(path: str, relative: str) -> Iterator[str]:
+    """Yield the images below `path`, as paths that begin with `relative`, in no order."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if left_out(entry.name):
+                continue
+            name = f"{relative}/{entry.name}"
+            if entry.is_dir():
+                yield from image_files(entry.path, name)
+            elif entry.name.lower().endswith(ENDINGS):
+                yield name
+
+
+def left_out(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

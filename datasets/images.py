@@ -1,0 +1,81 @@
+"""What a data set is: class names, a label an image, and either all pixels as one array or one file an image."""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils import Refused
+
+MOST_BYTES = 256 << 20  # of one image file: far above any photograph, far below what would fill a machine's memory
+
+
+@dataclass
+class ArrayImages:
+    """Images of one size in memory.
+
+    pixels: (N, C, H, W) uint8 with C 1 or 3; labels: (N,) int64 in [0, K); classes: K names; where: the folder or
+    file it was read from.
+    """
+
+    pixels: torch.Tensor
+    labels: np.ndarray
+    classes: list[str]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Names(Sequence[str]):
+    """File names as one byte string and offsets: 1.3 million of them as objects would take 150 MB in every worker,
+    copied page by page as reference counts touch them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.blob = np.frombuffer(b"".join(encoded), np.uint8)
+        self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index):
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.blob[start : self.ends[index]].tobytes())
+
+
+@dataclass
+class FileImages:
+    """One file an image. names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names."""
+
+    names: Sequence[str]
+    labels: np.ndarray
+    classes: list[str]
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.where, self.names[index])
+
+    def read(self, index: int) -> bytes:
+        """Return the file's bytes. Raises OSError, ValueError where it is no regular file or too large."""
+        path = self.path(index)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"{status.st_size} bytes are more than the {MOST_BYTES} allowed")
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+
+
+def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:
+    """Raise Refused unless every label names a class."""
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        bad = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
+        raise Refused(f"{where}: image {bad} has label {labels[bad]}, allowed are 0 to {len(classes) - 1}")

@@ -1,0 +1,85 @@
+"""What a run shows and writes of itself: console, log.jsonl, each step's loss."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils import whole_file
+
+COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
+
+
+class Logger:
+    """Writes into the run's folder. A rank that is not the first has a quiet one."""
+
+    def __init__(self, folder: Path, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.folder, self.quiet, self.verbose = folder, quiet, verbose
+        self.bars = not (quiet or verbose) and sys.stderr.isatty()
+        self.rows = 0
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Any]:
+        """Show how far a pass is, on a terminal."""
+        with tqdm(total=total, desc=title, unit="batch", leave=False, disable=not self.bars, dynamic_ncols=True) as bar:
+            self.current = bar
+            yield bar
+
+    def step(self, line: str) -> None:
+        """Say one step's line, if lines are wanted; put the loss beside the bar otherwise."""
+        if self.verbose:
+            self.say(line)
+
+    def restore(self, history: list[dict[str, Any]], epoch: int) -> None:
+        """Make the files those of a run that has finished `epoch` epochs."""
+        if self.quiet:
+            return
+        self._write_log(history)
+        losses = self.folder / "full_train.log"
+        lines = losses.read_text().splitlines(keepends=True) if losses.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and int(line.split("\t")[0]) <= epoch]
+        with whole_file(losses) as file:
+            file.writelines(kept)
+
+    def step_losses(self, epoch: int, step: int, losses: list[float]) -> None:
+        """Append an epoch's losses to full_train.log: epoch, step (from 1), loss. step: that of the last one."""
+        if self.quiet:
+            return
+        with open(self.folder / "full_train.log", "a") as file:
+            for place, loss in enumerate(losses, step - len(losses) + 1):
+                file.write(f"{epoch}\t{place}\t{loss!r}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def record(self, record: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Write an epoch's line and show it."""
+        if self.quiet:
+            return
+        self._write_log(history)
+        if self.rows == 0:
+            self.say("  ".join(f"{name:>11}" for name in COLUMNS).replace("images_per_second", "images/s"))
+        self.rows += 1
+        self.say("  ".join(f"{_shown(record.get(name)):>11}" for name in COLUMNS))
+
+    def _write_log(self, history: list[dict[str, Any]]) -> None:
+        with whole_file(self.folder / "log.jsonl") as file:
+            file.writelines(json.dumps(record) + "\n" for record in history)
+
+    def close(self) -> None:
+        """Nothing is open between calls."""
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1 else f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,96 @@
+"""Train and test an image classifier: `python main.py --dataset mnist`. All options: `python main.py --help`."""
+
+import sys
+import time
+from typing import Any
+
+import opts
+
+if __name__ == "__main__":
+    opts.parse()  # --help and wrong options answer here, before torch is imported
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import configs
+import utils
+from metrics import Sums, average_precisions
+from optimizer import Updater
+from run import Run
+
+AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = opts.parse(argv)
+    with configs.start(options) as run:
+        train_loader, test_loader = configs.loaders(options, run)
+        network = configs.network(options, run, train_loader.images)
+        updater = configs.updates(options, run, network, len(train_loader))
+        wrapped = utils.wrap(network, run.device, options.nGPU)
+        progress = run.resume(configs.changed(options), network=network, updater=updater)
+        for epoch in range(progress.epoch, options.nEpochs):
+            started = time.perf_counter()
+            sums, trained = train(run, wrapped, train_loader, updater)
+            tested = test(run, network, test_loader, sums)
+            record = {"epoch": epoch + 1, "step": progress.step, "lr": updater.LR, **trained, **tested}
+            run.finish_epoch(sums, record | {"seconds": time.perf_counter() - started})
+
+
+def train(run: Run, network: nn.Module, loader: Any, updater: Updater) -> tuple[Sums, dict[str, Any]]:
+    """Train on what is left of the epoch; return its sums and its figures."""
+    progress = run.progress
+    network.train()
+    sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device)
+    batches = loader.epoch(progress.epoch, progress.batch)
+    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", len(loader) - progress.batch):
+        utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
+        updater.begin(progress.step)
+        logits = network(batch.images, heads=True)  # (N, K) of each head, the main one first
+        loss = loss_of(logits, batch.labels)
+        counted = updater.apply(loss, progress.step, batch.indices)
+        sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
+        run.after_step(sums)
+    updater.settle()
+    return sums, figures("train", sums, run)
+
+
+def loss_of(logits: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the main head, (), with the auxiliary ones' added at their weight."""
+    first, *others = (F.cross_entropy(head.float(), labels) for head in logits)
+    return first + AUXILIARY * sum(others) if others else first
+
+
+@torch.no_grad()
+def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, Any]:
+    """Test on every image once; return the figures. A signal saves what was trained: the test is then done again."""
+    network.eval()
+    sums, scores, labels = Sums(run.device), [], []
+    for batch in run.watch(loader.epoch(0), "test", len(loader)):
+        logits = network(batch.images)  # (N, K)
+        sums.add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
+        scores.append(logits.softmax(1))
+        labels.append(batch.labels)
+        run.check_stop(trained)
+    precisions = average_precisions(torch.cat(scores).cpu(), torch.cat(labels).cpu())
+    shown = figures("test", sums, run)
+    return shown | {"test_map": 100 * precisions.nanmean().item()}
+
+
+def figures(name: str, sums: Sums, run: Run) -> dict[str, Any]:
+    """Return the log's figures of a pass that has just ended."""
+    result = {f"{name}_{key}": value for key, value in sums.result(run.ranks).items()}
+    clock = run.clock
+    if name == "test":
+        return result | {"test_seconds": clock.seconds}
+    return result | {
+        "images_per_second": clock.images / clock.seconds if clock.seconds else None,
+        "data_seconds": clock.data,
+        "compute_seconds": clock.compute,
+    }
+
+
+if __name__ == "__main__":
+    with utils.clear_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""What is measured: sums that stay on the device until a pass ends, and figures from all test scores."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Sums:
+    """Loss, top-1 and top-5 over a pass, and each step's loss; nothing here waits for the device."""
+
+    def __init__(self, device: torch.device, losses: Tensor | None = None) -> None:
+        self.values = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+        self.losses: list[Tensor] = [] if losses is None else list(losses.to(device).unbind())
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> None:
+        """Add a batch. loss: () mean over its images; logits: (N, K); labels: (N,); counted: () bool, else True."""
+        best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]  # (N, <= 5)
+        count = len(labels)
+        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_tensor(count)]).double()
+        self.values += batch if counted is None else torch.where(counted, batch, torch.zeros_like(batch))
+        self.losses.append(loss.float())
+
+    def result(self, ranks: Any = None) -> dict[str, float | None]:
+        """Return mean loss, top-1 and top-5 in percent, over the images of all ranks. None where there were none."""
+        values = self.values.clone() if ranks is None else ranks.sum(self.values.clone())
+        loss, top1, top5, count = values.tolist()
+        if not count:
+            return {"loss": None, "top1": None, "top5": None}
+        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"values": self.values, "losses": self.step_losses()}
+
+    def step_losses(self) -> Tensor:
+        """Return each step's mean loss, (steps,) float32."""
+        return torch.stack(self.losses) if self.losses else torch.empty(0)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], device: torch.device) -> "Sums":
+        sums = cls(device, state["losses"])
+        sums.values.copy_(state["values"])
+        return sums
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return (K, K) int64: row, the true class; column, the predicted one."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
+def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return each class's average precision, (K,) float64 in [0, 1], NaN for a class without images.
+
+    scores: (N, K); labels: (N,). Images of one score enter at one threshold, as in scikit-learn's
+    average_precision_score: sum over thresholds of (recall - recall before) x precision.
+    """
+    result = torch.full((scores.shape[1],), float("nan"), dtype=torch.float64)
+    for label in range(scores.shape[1]):
+        relevant = labels == label
+        if relevant.any():
+            result[label] = _average_precision(scores[:, label], relevant)
+    return result
+
+
+def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
+    order = scores.argsort(descending=True)
+    scores, hits = scores[order], relevant[order].double().cumsum(0)
+    last = torch.ones_like(relevant)  # the last image of each threshold
+    last[:-1] = scores[1:] != scores[:-1]
+    found = hits[last]
+    precision = found / (last.nonzero()[:, 0] + 1)
+    gained = torch.diff(found, prepend=found.new_zeros(1)) / found[-1]
+    return (gained * precision).sum()

@@ -1,0 +1,52 @@
+"""The parts that the networks' tables are made of."""
+
+import torch
+from torch import Tensor, nn
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, bn: float | bool = False) -> list[nn.Module]:
+    """Return a convolution, batch norm if asked for (a float is its eps), and ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, padding)]
+    if bn:
+        layers.append(nn.BatchNorm2d(outputs, eps=1e-5 if bn is True else bn))
+    return [*layers, nn.ReLU(inplace=True)]
+
+
+def stack(table: tuple, inputs: int = 3, *, bn: float | bool = False) -> nn.Sequential:
+    """Build features from a table of ("conv", outputs, kernel, stride, padding) and ("pool", kernel, stride, padding)."""
+    layers: list[nn.Module] = []
+    for kind, *numbers in table:
+        if kind == "pool":
+            layers.append(nn.MaxPool2d(*numbers))
+        else:
+            layers += conv(inputs, *numbers, bn=bn)
+            inputs = numbers[0]
+    return nn.Sequential(*layers)
+
+
+def width(features: nn.Sequential) -> int:
+    """Return the channels that `features` gives."""
+    return [layer.out_channels for layer in features.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
+def initialise(network: nn.Module) -> None:
+    """Draw convolutions by He (arXiv 1502.01852, fan-out); set their biases and those of linear layers to zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Classifier(nn.Module):
+    """features -> average pool to grid x grid -> classifier. The names of the three are torchvision's."""
+
+    def __init__(self, features: nn.Module, grid: int, classifier: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+        self.avgpool = nn.AdaptiveAvgPool2d(grid)
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, 3, S, S) float, normalised -> logits (N, K)."""
+        return self.classifier(torch.flatten(self.avgpool(self.features(images)), 1))

@@ -1,0 +1,162 @@
+"""The optimizer step that nothing bad gets through, and the schedule of its learning rate.
+
+A step whose loss or gradient is not finite leaves weights, momentum, averages and running statistics as they were: the
+check stays on the device, the fused kernels skip the update by it, and the host reads it some steps later, without
+waiting.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils import Failed, Ranks
+
+MOST_BAD = 3  # bad steps in a row that end the run
+LATEST = 8  # steps after which the host waits for a check that it has not seen yet
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and weight decay as functions of the share of all steps that are done.
+
+    rates, decays: (share from which on, value) in rising order of share.
+    """
+
+    steps: int
+    rates: tuple[tuple[float, float], ...]
+    decays: tuple[tuple[float, float], ...]
+
+    def at(self, step: int) -> tuple[float, float]:
+        """Return learning rate and weight decay of a step, counted from 0."""
+        share = step / max(1, self.steps)
+        return _last(self.rates, share), _last(self.decays, share)
+
+
+def _last(table: tuple[tuple[float, float], ...], share: float) -> float:
+    return [value for start, value in table if start <= share][-1]
+
+
+# The Torch7 suite's 55 epochs: LR 1e-2 to epoch 18, 5e-3 to 29, 1e-3 to 43, 5e-4 to 52, 1e-4; weight decay to 29.
+REGIME_RATES = ((0.0, 1.0), (18 / 55, 0.5), (29 / 55, 0.1), (43 / 55, 0.05), (52 / 55, 0.01))
+REGIME_DECAYS = ((0.0, 5e-4), (29 / 55, 0.0))
+
+
+def schedule(steps: int, *, LR: float | None, weight_decay: float | None, first: float) -> Schedule:
+    """Return the regime stretched over `steps`, from the rate `first` on; LR and weight_decay, where given, hold."""
+    rates = REGIME_RATES if LR is None else ((0.0, 1.0),)
+    top = first if LR is None else LR
+    decays = REGIME_DECAYS if weight_decay is None else ((0.0, weight_decay),)
+    return Schedule(steps, tuple((start, top * factor) for start, factor in rates), decays)
+
+
+@dataclass
+class _Check:
+    """A step's flag on its way to the host."""
+
+    step: int
+    LR: float
+    indices: np.ndarray
+    host: Tensor  # (2,) float32: 1 for a bad step; the loss
+    event: Any  # torch.cuda.Event or None on a CPU
+
+    def arrived(self) -> bool:
+        return self.event is None or self.event.query()
+
+
+class Updater:
+    """One network's updates: `begin` before the forward pass, `apply` after it."""
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
+        self.network, self.optimizer, self.schedule, self.ranks = network, optimizer, schedule, ranks
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.buffers = [b for name, b in network.named_buffers() if not name.startswith("normalise.")]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.skipped, self.in_a_row = 0, 0
+        self.waiting: deque[_Check] = deque()
+        self.LR = 0.0
+        self.loss = float("nan")  # of the latest step that the host has seen
+
+    def begin(self, step: int) -> None:
+        """Set the learning rate and remember the running statistics."""
+        self.LR, decay = self.schedule.at(step)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = self.LR, decay
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
+
+    def apply(self, loss: Tensor, step: int, indices: np.ndarray) -> Tensor:
+        """Backward pass and update. loss: () of this rank's images. Returns () bool on the device: the step counted.
+
+        Raises Failed after the third bad step in a row, with its number, learning rate and images.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        bad = self._bad(loss)
+        self.optimizer.found_inf = bad
+        self.optimizer.step()
+        for buffer, before in zip(self.buffers, self.before, strict=True):
+            torch.where(bad > 0, before, buffer, out=buffer)
+        self._send(torch.stack([bad, loss.detach().float()]), step, indices)
+        return bad == 0
+
+    def _bad(self, loss: Tensor) -> Tensor:
+        """Return () float32 on the device: 1 where the loss or any gradient of any rank is not finite."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(largest).all()
+        return self.ranks.largest((~finite).to(torch.float32))
+
+    def _send(self, flags: Tensor, step: int, indices: np.ndarray) -> None:
+        event = None
+        host = flags
+        if flags.is_cuda:
+            host = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self.waiting.append(_Check(step, self.LR, indices, host, event))
+        while self.waiting and (len(self.waiting) > LATEST or self.waiting[0].arrived()):
+            self._read(self.waiting.popleft())
+
+    def settle(self) -> None:
+        """Wait for all checks that are under way."""
+        while self.waiting:
+            self._read(self.waiting.popleft())
+
+    def _read(self, check: _Check) -> None:
+        if check.event is not None:
+            check.event.synchronize()
+        bad, self.loss = check.host.tolist()
+        if not bad:
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row == MOST_BAD:
+            shown = ", ".join(str(index) for index in check.indices[:8]) + (", ..." if len(check.indices) > 8 else "")
+            raise Failed(
+                f"loss or gradients were not finite in {MOST_BAD} steps in a row, the last of them step {check.step + 1}, "
+                f"learning rate {check.LR:g}, images {shown}: the weights are as before; try a lower --LR"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        self.settle()
+        return {"optimizer": self.optimizer.state_dict()["state"], "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def sgd(network: nn.Module, momentum: float) -> torch.optim.Optimizer:
+    """Return SGD with its momentum made in advance: a first step that is skipped must not leave it unset."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, fused=True)
+    if momentum:
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -1,0 +1,272 @@
+"""The options of a run: one dataclass that drives `--help`, the checks and the recipe files. Nothing here imports torch.
+
+The names are the Torch7 suite's. `@file` anywhere on the command line reads options from a recipe, one or more a line,
+# begins a comment; what stands on the command line itself wins.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import shlex
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import augmentation
+from datasets import DATASETS, Source
+from models import NETWORKS
+
+UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part of what a run is
+
+
+def option(default: Any, group: str, about: str, *, choices: Any = None, low: float | None = None, shown: str = "") -> Any:
+    """Declare one option. choices: allowed values; low: the smallest number; shown: the default as `--help` says it."""
+    return dataclasses.field(
+        default=default, metadata={"group": group, "help": about, "choices": choices, "low": low, "shown": shown}
+    )
+
+
+DATA, NET, TRAIN, MACHINE, RUN = "data", "network", "training", "machine", "run folder"
+BY_SET = "by data set"
+
+
+@dataclass
+class Options:
+    """All options of main.py. Units stand in the help; None means that the data set or the network decides."""
+
+    dataset: str = option("ilsvrc2012", DATA, "the images to train on", choices=DATASETS)
+    data_dir: str | None = option(None, DATA, "folder of the images", shown="~/.cache/multi-gpu-torch, where it is fetched")
+    imageSize: int | None = option(None, DATA, "shorter side images are scaled to, pixels", low=1, shown=BY_SET)
+    cropSize: int | None = option(None, DATA, "side of the square the network sees, pixels", low=1, shown=BY_SET)
+    augment: str | None = option(None, DATA, "augmentations, `pad:4,crop,flip,jitter:0.4` or `none`", shown=BY_SET)
+    interpolation: str = option("bilinear", DATA, "resizing filter", choices=("bilinear", "bicubic"))
+    limit: int | None = option(None, DATA, "images a pass, for trying out", low=1, shown="all")
+    synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
+
+    netType: str = option("alexnetbn", NET, "network", choices=NETWORKS)
+    stem: str = option("fast", NET, "first layers below 64 pixels: fast, or fine (stride 1)", choices=("fast", "fine"))
+    retrain: str | None = option(None, NET, "start from the weights, mean and std in this file", shown="none")
+    optimize: bool = option(False, NET, "recompute activations in the backward pass, to save memory")
+
+    nEpochs: int | None = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
+    batchSize: int = option(128, TRAIN, "images an optimizer step, over all GPUs together", low=1)
+    LR: float | None = option(None, TRAIN, "learning rate, held", low=0, shown="the 55-epoch regime, stretched")
+    momentum: float = option(0.9, TRAIN, "momentum of SGD", low=0)
+    weightDecay: float | None = option(None, TRAIN, "weight decay, held", low=0, shown="the regime's")
+    manualSeed: int = option(2, TRAIN, "seed of all random numbers", low=0)
+
+    GPU: int | None = option(None, MACHINE, "first GPU, from 0; -1: the CPU", low=-1, shown="a GPU where there is one")
+    nGPU: int = option(1, MACHINE, "GPUs, with DataParallel", low=1)
+    backend: str = option("cudnn", MACHINE, "cudnn, or nn: without cuDNN", choices=("cudnn", "nn"))
+    nThreads: int = option(
+        min(4, len(os.sched_getaffinity(0))), MACHINE, "processes that read image files; 0: none", low=0, shown="4, the cores if fewer"
+    )
+    startMethod: str = option("fork", MACHINE, "how they start", choices=("fork", "forkserver", "spawn"))
+    timeout: int = option(120, MACHINE, "seconds after which a process that gives nothing is an error", low=1)
+
+    expDir: str = option("./cache", RUN, "folder of all runs")
+    expID: str | None = option(None, RUN, "name of this run", shown="the network's")
+    snapshot: int = option(5, RUN, "weights file every n epochs; 0: at the end; -n: one file, rewritten every n")
+    saveEvery: str = option("10m", RUN, "checkpoint every so many steps (`500`) or minutes (`10m`), and at epoch ends")
+    keep: int = option(3, RUN, "checkpoints that are kept", low=1)
+    verbose: bool = option(False, RUN, "a line a step, or a progress bar")
+    continue_: bool = option(False, RUN, "go on from the newest checkpoint; start where there is none")
+    overwrite: bool = option(False, RUN, "remove the run that is in the folder")
+
+    given: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    changed: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+
+    @property
+    def source(self) -> Source:
+        return DATASETS[self.dataset]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.expDir, self.dataset, self.expID or self.netType)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        where = ["--dataset", self.dataset, "--expID", str(self.expID)]
+        where += [] if self.expDir == "./cache" else ["--expDir", self.expDir]
+        return shlex.join(["python", "main.py", *where, "--continue"])
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what options.json holds."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in UNRECORDED}
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Options) if field.metadata}
+EXACT = ("dataset", "data_dir", "imageSize", "cropSize", "augment", "interpolation", "limit", "synthetic", "netType", "stem",
+         "optimize", "nEpochs", "batchSize", "LR", "momentum", "weightDecay", "manualSeed", "GPU", "nGPU", "backend")  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parse(argv: list[str] | None = None) -> Options:
+    """Read the command line. Exits with status 2 and one line where it is wrong.
+
+    With --continue the run's own options.json is read first; only what is given anew differs, and stands in `changed`.
+    """
+    parser = build_parser()
+    arguments = _recipes_first(sys.argv[1:] if argv is None else argv, parser)
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse_unknown(parser, unknown)
+    given = vars(known)
+    options = _continued(given, parser) if given.get("continue_") else Options(**given)
+    options.given = given
+    _check(options, parser)
+    return _settle(options, parser)
+
+
+def build_parser() -> Parser:
+    about = "Train an image classifier. Every option has a default: `python main.py --dataset mnist` trains at once."
+    parser = Parser(prog="main.py", description=about, allow_abbrev=False, epilog="@FILE reads options from a recipe file.")
+    groups: dict[str, Any] = {}
+    for name, field in FIELDS.items():
+        title = field.metadata["group"]
+        groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
+        groups[title].add_argument("--" + name.rstrip("_"), **_argument(name, field))
+    return parser
+
+
+def _argument(name: str, field: dataclasses.Field) -> dict[str, Any]:
+    """Return what argparse wants to know of one field."""
+    about = field.metadata["help"]
+    shown = field.metadata["shown"] or field.default
+    kind = _kind(field)
+    if kind is bool:
+        shown = "on" if field.default else "off"
+        action = "store_true" if name in ("continue_", "overwrite") else argparse.BooleanOptionalAction
+        return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
+    choices = field.metadata["choices"]
+    listed = f": {', '.join(choices)}" if choices and name in ("dataset", "netType") else ""
+    argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
+    argument |= {"type": _reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
+    if choices and not listed:
+        argument["metavar"] = "|".join(choices)
+    return argument
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """Return the type of a field's value, None aside."""
+    if isinstance(field.type, types.UnionType):
+        return next(kind for kind in typing.get_args(field.type) if kind is not types.NoneType)
+    return typing.cast(type, field.type)
+
+
+def _reader(name: str, kind: type, field: dataclasses.Field) -> Any:
+    """Return a function that turns text into the field's value, or says what is allowed."""
+    choices, low = field.metadata["choices"], field.metadata["low"]
+
+    def read(text: str) -> Any:
+        if choices and text not in choices:
+            raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(choices)}{nearest(text, choices)}")
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not {_wanted(kind, low)}") from None
+        if low is not None and not low <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"'{text}' is not {_wanted(kind, low)}")
+        return value
+
+    return read
+
+
+def _wanted(kind: type, low: float | None) -> str:
+    return {int: "a whole number", float: "a number"}[kind] + ("" if low is None else f" from {low} on")
+
+
+def nearest(word: str, allowed: typing.Iterable[str]) -> str:
+    """Return "; did you mean 'X'?", or "" where nothing is near."""
+    by_lower = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(word.lower(), by_lower, 1, 0.5)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def _refuse_unknown(parser: Parser, unknown: list[str]) -> NoReturn:
+    names = [text for action in parser._actions for text in action.option_strings]
+    word = unknown[0].split("=")[0]
+    parser.error(f"unknown option {word}{nearest(word, names)} (python main.py --help lists all)")
+
+
+def _recipes_first(arguments: list[str], parser: Parser) -> list[str]:
+    """Put the options of all @files before those of the command line itself, so that the latter win."""
+    recipes: list[str] = []
+    for word in arguments:
+        if word.startswith("@"):
+            recipes += _read_recipe(word[1:], parser)
+    return recipes + [word for word in arguments if not word.startswith("@")]
+
+
+def _read_recipe(path: str, parser: Parser) -> list[str]:
+    try:
+        text = Path(path).read_text()
+        return shlex.split(text, comments=True)
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}")
+
+
+def _continued(given: dict[str, Any], parser: Parser) -> Options:
+    """Return the options of the run that is to go on, with what is given anew."""
+    path = Options(**given).folder / "options.json"
+    if not path.exists():
+        return Options(**given)
+    try:
+        stored = json.loads(path.read_text())["options"]
+        options = Options(**{name: value for name, value in stored.items() if name in FIELDS})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"cannot read {path}: {error}: put it right, or start anew with --overwrite")
+    for name, value in given.items():
+        if name in stored and stored[name] != value:
+            options.changed[name] = (stored[name], value)
+        setattr(options, name, value)
+    return options
+
+
+def _check(options: Options, parser: Parser) -> None:
+    """Refuse values that are wrong alone or together."""
+    text = options.saveEvery.removesuffix("m")
+    number = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if number <= 0 or (not options.saveEvery.endswith("m") and not text.isdigit()):
+        parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
+    if options.continue_ and options.overwrite:
+        parser.error("--continue and --overwrite exclude each other: the one keeps the run, the other removes it")
+    parts = options.synthetic.split(":")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")
+    if options.expID is not None and (not options.expID or os.sep in options.expID or options.expID in (".", "..")):
+        parser.error(f"argument --expID: '{options.expID}' is no name of a folder")
+
+
+def _settle(options: Options, parser: Parser) -> Options:
+    """Fill in what the data set decides, and refuse sizes that do not go together."""
+    source = options.source
+    options.imageSize = options.imageSize or max(source.imageSize, options.cropSize or 0)
+    options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
+    options.nEpochs = options.nEpochs or source.nEpochs
+    options.expID = options.expID or options.netType
+    if options.augment is None:
+        options.augment = source.augment
+    try:
+        augmentation.parse(options.augment)
+    except ValueError as error:
+        parser.error(f"argument --augment: {error}")
+    smallest = NETWORKS[options.netType].smallest
+    if options.cropSize > options.imageSize:
+        parser.error(f"--cropSize {options.cropSize} is larger than --imageSize {options.imageSize}: lower it, or raise the other")
+    if options.cropSize < smallest:
+        parser.error(f"--cropSize {options.cropSize} is too small for {options.netType}: the smallest is {smallest}")
+    return options

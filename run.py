@@ -1,0 +1,261 @@
+"""A run while it lives: its folder and lock, its progress, when it saves, and how it answers signals."""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import platform
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+import checkpoint
+from checkpoint import Interval, Progress, Saver, Stateful
+from logger import Logger
+from metrics import Sums
+from utils import Ranks, Refused
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+FORMAT = 1  # of a checkpoint
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and has saved what it did. Its status is 128 + the signal's number."""
+
+
+class Signals:
+    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and go on.
+
+    Until `armed` nothing is there to save, so the first one stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self.save = False
+        self.armed = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {s: self._on_stop for s in STOPPING}
+        handlers[signal.SIGUSR1] = self._on_save
+        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _on_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.armed and self.stop is None:
+            self.stop = number
+            return
+        end_workers()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def end_workers() -> None:
+    """Kill the loader's processes: they ignore the signals that end this one."""
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+class Lock:
+    """One writer a run folder. The lock is the process's own: forked workers do not hold it, death releases it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lock"
+        self.file: Any = None
+
+    def __enter__(self) -> "Lock":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a+")  # noqa: SIM115: held until __exit__
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.seek(0)
+            holder = self.file.read().strip() or "another process"
+            raise Refused(f"{self.path.parent} is in use by {holder}: wait for it, or choose another --expID") from None
+        self.file.truncate(0)
+        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.file.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def prepare_folder(folder: Path, *, go_on: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it goes on or is removed. Sweeps what dead runs left half-written."""
+    if not go_on and (folder / "options.json").exists():
+        if not overwrite:
+            raise Refused(
+                f"{folder} already holds a run: go on with --continue, remove it with --overwrite, or name another by --expID"
+            )
+        for path in folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Return what a run's bits depend on, its options aside."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} {name}", "threads": torch.get_num_threads(), "ranks": ranks.world,
+        "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "numpy": str(numpy.__version__),
+    }  # fmt: skip
+
+
+@dataclass
+class Clock:
+    """Seconds of a pass: waiting for data, and all the rest."""
+
+    data: float = 0.0
+    compute: float = 0.0
+    images: int = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.data + self.compute
+
+
+@dataclass
+class Run:
+    """What the loop needs of its surroundings. parts: what a checkpoint holds, by name."""
+
+    folder: Path
+    device: torch.device
+    ranks: Ranks
+    seed: int
+    signals: Signals
+    logger: Logger
+    saver: Saver
+    interval: Interval
+    resume_command: str
+    snapshot: int = 5
+    epochs: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # what the bits depend on
+    parts: dict[str, Stateful] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
+    saved: Any = None  # the checkpoint that the run goes on from
+    clock: Clock = field(default_factory=Clock)
+
+    def resume(self, changed: dict[str, tuple[Any, Any]], **parts: Stateful) -> Progress:
+        """Take `parts` as what is saved, and fill them from the checkpoint, if there is one. Says how exact it is."""
+        self.parts = parts
+        if self.saved is not None:
+            path, value = self.saved
+            for name, part in parts.items():
+                part.load_state_dict(value[name])
+            self.progress = Progress(**value["progress"])
+            breaks = [f"{k} {a} became {b}" for k, (a, b) in changed.items()]
+            breaks += [f"{k} {v} became {self.settings[k]}" for k, v in value["settings"].items() if self.settings[k] != v]
+            exact = "bit for bit as if it had not stopped" if not breaks else "not bit for bit: " + ", ".join(breaks)
+            self.logger.say(f"continuing from {path}, epoch {self.progress.epoch + 1}, step {self.progress.step}, {exact}")
+            self.saved = None
+        self.logger.restore(self.progress.history, self.progress.epoch)
+        self.signals.armed = True
+        return self.progress
+
+    def watch(self, batches: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+        """Yield batches with a progress bar; keep time; leave at a signal."""
+        clock = self.clock = Clock()
+        with self.logger.bar(title, total) as bar:
+            last = time.perf_counter()
+            for batch in batches:
+                now = time.perf_counter()
+                clock.data += now - last
+                clock.images += len(batch.labels)
+                yield batch
+                last = time.perf_counter()
+                clock.compute += last - now
+                bar.update(1)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            clock.compute += time.perf_counter() - last
+
+    def after_step(self, sums: Sums) -> None:
+        """Count the step; save when it is time; stop when asked to."""
+        self.progress.batch += 1
+        self.progress.step += 1
+        self.saver.report()
+        due = self.interval.due(self.progress.step) and not self.saver.busy
+        if self.signals.save or due:
+            self.signals.save = False
+            self.save(sums)
+        self.check_stop(sums)
+
+    def check_stop(self, sums: Sums) -> None:
+        """Save and leave, if a signal asked for it."""
+        if self.signals.stop is None:
+            return
+        self.save(sums)
+        self.saver.wait()
+        name = signal.Signals(self.signals.stop).name
+        print(f"stopped by {name} at step {self.progress.step}, saved; go on with: {self.resume_command}", file=sys.stderr)
+        raise Stopped(128 + self.signals.stop)
+
+    def save(self, sums: Sums | None, also: Callable[[Any], None] | None = None) -> None:
+        """Write a checkpoint in the background."""
+        self.progress.sums = None if sums is None else sums.state_dict()
+        self.interval.reset()
+        if self.ranks.first:
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            header = {"format": FORMAT, "model": self.model, "settings": self.settings, "progress": self.progress.__dict__}
+            self.saver.save(self.progress.step, state | header, also)
+
+    def finish_epoch(self, sums: Sums, record: dict[str, Any]) -> None:
+        """Log an epoch and save it, with its snapshot and the best weights so far."""
+        progress = self.progress
+        top1 = record.get("test_top1")
+        finite = record.get("test_loss") is not None and abs(record["test_loss"]) < float("inf")
+        better = top1 is not None and finite and (progress.best is None or top1 > progress.best)
+        if better:
+            progress.best, progress.best_epoch = top1, record["epoch"]
+        progress.history.append(record)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        self.logger.step_losses(record["epoch"], progress.step, sums.step_losses().tolist())
+        names = ["best.pt"] if better else []
+        names += [self._snapshot_name(record["epoch"])] if self._snapshot_due(record["epoch"]) else []
+        self.save(None, lambda state: self._write_weights(names, state, record))
+        self.logger.record(record, progress.history)
+
+    def _snapshot_due(self, epoch: int) -> bool:
+        return epoch == self.epochs or (self.snapshot != 0 and epoch % abs(self.snapshot) == 0)
+
+    def _snapshot_name(self, epoch: int) -> str:
+        return "model.pt" if self.snapshot < 0 else f"model_{epoch}.pt"
+
+    def _write_weights(self, names: list[str], state: dict[str, Any], record: dict[str, Any]) -> None:
+        weights = {"format": FORMAT, "model": state["model"], "network": state["network"], "record": record}
+        for name in names:
+            checkpoint.write(self.folder / name, weights)
+
+
+@contextlib.contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """Wait for the last write, whatever ends the run; workers do not outlive it."""
+    try:
+        yield
+        run.saver.wait()
+    finally:
+        run.saver.join()
+        run.logger.close()
+        end_workers()

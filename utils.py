@@ -1,0 +1,157 @@
+"""Shared by everything above models and transforms: refusals, whole files, ranks, wrapping a network, seeds."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from randomness import key
+
+
+class Refused(ValueError):
+    """A wrong call or bad input: one line on stderr, exit status 2. The message names the value and the way out."""
+
+
+class Failed(RuntimeError):
+    """A run that cannot go on: one line on stderr, exit status 1."""
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """End the process with one line and the right status where the cause is not our own bug."""
+    try:
+        yield
+    except (Refused, Failed) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {printable(error)}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, Refused) else 1)
+
+
+def printable(text: object) -> str:
+    """Return text with control, direction-changing and undecodable characters escaped, so that it stays one line."""
+    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in str(text))
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: str | os.PathLike[str], mode: str = "w", check: Callable[[Path], None] | None = None
+) -> Iterator[Any]:
+    """Open a temporary file that takes the place of `path` only once it is complete, on the disk and passes `check`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=2) + "\n")
+
+
+def load_ours(name: str) -> ModuleType:
+    """Load a file of this folder by its path, whoever owns its name: `statistics` is the standard library's too."""
+    spec = importlib.util.spec_from_file_location(f"_our_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together. One process is rank 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add `value` up over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Take the largest of `value` over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def device_for(first_gpu: int | None, count: int) -> torch.device:
+    """Return the device of a run. first_gpu: from 0, -1 for the CPU, None for a GPU where there is one.
+
+    Raises Refused where fewer than `count` GPUs are there from first_gpu on.
+    """
+    available = torch.cuda.device_count()
+    if first_gpu == -1 or (first_gpu is None and available == 0 and count == 1):
+        if first_gpu is None:
+            print("no GPU found: training on the CPU", flush=True)
+        return torch.device("cpu")
+    first = first_gpu or 0
+    if first + count > available:
+        raise Refused(f"--GPU {first} --nGPU {count} needs {first + count} GPUs, this machine has {available}")
+    return torch.device("cuda", first)
+
+
+def wrap(network: nn.Module, device: torch.device, gpus: int) -> nn.Module:
+    """Return the network as it is trained: over `gpus` GPUs from `device` on with DataParallel, or as it is."""
+    if gpus == 1:
+        return network
+    first = device.index or 0
+    return nn.DataParallel(network, device_ids=list(range(first, first + gpus)))
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network itself, whatever it was wrapped in."""
+    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        network = network.module
+    return network
+
+
+def reseed(device: torch.device, *parts: int | str) -> None:
+    """Seed what dropout draws from. The default generators' own method costs 1 us, torch.manual_seed 200."""
+    number = key(*parts) >> 1
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.default_generators[index].manual_seed(number)
