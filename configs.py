@@ -22,7 +22,7 @@ import optimizer
 import utils
 from logger import Logger
 from models import NETWORKS
-from opts import EXACT, Options
+from opts import FREE, Options
 from run import Lock, Run, Signals, ending, environment, prepare_folder
 from transforms import Pipeline
 from utils import Ranks, Refused
@@ -57,7 +57,7 @@ def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals)
         folder=folder, device=device, ranks=ranks, seed=options.manualSeed, signals=signals,
         logger=Logger(folder, quiet=not ranks.first, verbose=options.verbose),
         saver=checkpoint.Saver(folder / "checkpoints", options.keep), interval=checkpoint.Interval(options.saveEvery),
-        resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs or 0,
+        resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs,
         settings=environment(device, ranks),
         saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
     )  # fmt: skip
@@ -87,14 +87,13 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
 def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     """Return the loaders of the training and of the test images."""
     train, test = open_both(options)
-    ranks = {"rank": run.ranks.rank, "world": run.ranks.world}
-    assert options.augment is not None
-    plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, **ranks)
+    rank, world = run.ranks.rank, run.ranks.world
+    plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
     if not len(plan) or plan.images < 2:
         raise Refused(f"{train.where} has {len(train)} training images in this pass: 2 are needed at least")
     if plan.images < min(len(train), options.limit or len(train)):
         run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
-    test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, **ranks)
+    test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
     settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
     return (
         data.loader(train, pipeline(options, augmentation.parse(options.augment)), plan, run.device, **settings),
@@ -103,7 +102,6 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
 
 
 def pipeline(options: Options, steps: list[augmentation.Step]) -> Pipeline:
-    assert options.imageSize and options.cropSize
     sizes = options.imageSize, options.cropSize
     return Pipeline(steps, *sizes, seed=options.manualSeed, interpolation=options.interpolation)
 
@@ -124,22 +122,21 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
 
 def network(options: Options, run: Run, images: data.Images) -> nn.Module:
     """Return the network on the run's device, with its weights where a file brings them."""
-    assert options.cropSize and options.imageSize
     made = model.create(
         options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
         interpolation=options.interpolation,
     )  # fmt: skip
     if options.retrain:
-        replaced = model.load_weights(made, read_weights(options.retrain), options.retrain)
-        if replaced:
-            run.logger.say(f"{options.retrain} has another number of classes: {replaced} start anew")
+        anew = model.load_weights(made, read_weights(options.retrain), options.retrain)
+        if anew:
+            run.logger.say(f"{options.retrain} has other classes or heads: {', '.join(anew)} start anew")
     elif run.saved is None:
         made.normalise.set(*statistics(options, images))
     if options.optimize:
         model.recompute(made)
     run.model = made.spec.plain()
     _write_options(options, run)
-    return made.to(run.device, memory_format=torch.channels_last)
+    return made.to(run.device).to(memory_format=torch.channels_last)
 
 
 def read_weights(path: str) -> Any:
@@ -153,16 +150,16 @@ def read_weights(path: str) -> Any:
 
 def updates(options: Options, run: Run, network: nn.Module, steps_per_epoch: int) -> optimizer.Updater:
     """Return what updates the network's weights."""
-    assert options.nEpochs
     plan = optimizer.schedule(
-        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay, first=NETWORKS[options.netType].LR
-    )
+        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay,
+        first=NETWORKS[options.netType].LR, regime=NETWORKS[options.netType].regime,
+    )  # fmt: skip
     return optimizer.Updater(network, optimizer.sgd(network, options.momentum), plan, run.ranks)
 
 
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:
     """Return the options given anew that the run's bits depend on."""
-    return {name: change for name, change in options.changed.items() if name in EXACT}
+    return {name: change for name, change in options.changed.items() if name not in FREE}
 
 
 def _write_options(options: Options, run: Run) -> None:

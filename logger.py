@@ -82,4 +82,10 @@ class Logger:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1 else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 1
+        else f"{value:.2f}"
+        if isinstance(value, float)
+        else str(value)
+    )

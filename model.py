@@ -1,7 +1,9 @@
 """A network by its name, with normalisation as its first layer, and weights from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from math import isqrt
 from typing import Any
@@ -38,6 +40,9 @@ class Spec:
 class Normalise(nn.Module):
     """uint8 pixels to floats of zero mean and unit deviation. mean, std: (3,) of pixels in [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
@@ -59,19 +64,20 @@ class Network(nn.Module):
 
     def __init__(self, body: nn.Module, spec: Spec) -> None:
         super().__init__()
-        self.normalise = Normalise()
+        self.normalise: Normalise = Normalise()
         self.body = body
         self.spec = spec
 
     def forward(self, images: Tensor, heads: bool = False) -> Any:
         """images: (N, 3, S, S) uint8 -> logits (N, K); with heads a tuple of them, the main head's first."""
-        pixels = self.normalise(images)
-        if not heads:
-            return self.body(pixels)
-        return self.body.heads(pixels) if hasattr(self.body, "heads") else (self.body(pixels),)
+        logits = self.body(self.normalise(images))
+        every = tuple(logits) if isinstance(logits, tuple) else (logits,)
+        return every if heads else every[0]
 
 
-def create(name: str, classes: int | Sequence[str], size: int, *, stem: str = "fast", image_size: int = 0, **more: str) -> Network:
+def create(
+    name: str, classes: int | Sequence[str], size: int, *, stem: str = "fast", image_size: int = 0, **more: str
+) -> Network:
     """Build the network called `name` for size x size pixels. classes: how many, or their names.
 
     Raises Refused for an unknown name, fewer than 2 classes and images too small for it.
@@ -84,8 +90,8 @@ def create(name: str, classes: int | Sequence[str], size: int, *, stem: str = "f
         raise Refused(f"a classifier needs 2 classes or more, got {len(names)}: {', '.join(names)}")
     if size < entry.smallest:
         raise Refused(f"{name} needs images of at least {entry.smallest} pixels a side, got {size}: raise --cropSize")
-    module, function = entry.builder.split(":")
-    body = getattr(import_module(f"models.{module}"), function)(len(names), size, stem)
+    module, function, *first = entry.builder.split(":")
+    body = getattr(import_module(f"models.{module}"), function)(*first, len(names), size, stem)
     return Network(body, Spec(name, names, image_size or size, size, stem, **more))
 
 
@@ -104,23 +110,23 @@ class _Recomputed(nn.Sequential):
         length = max(2, isqrt(len(layers)) + 1)
         for start in range(0, len(layers), length):
             part = nn.Sequential(*layers[start : start + length])
-            images = checkpoint(part, images, use_reentrant=False, context_fn=lambda part=part: (_Keep(part, 1), _Keep(part, 0)))
+            images = checkpoint(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
         return images
 
 
-class _Keep:
+def _contexts(part: nn.Module) -> tuple[Any, Any]:
+    return nullcontext(), _frozen_statistics(part)
+
+
+@contextmanager
+def _frozen_statistics(part: nn.Module) -> Iterator[None]:
     """While a part is computed again its running statistics stay as they are: they have seen this batch."""
-
-    def __init__(self, part: nn.Module, first: bool) -> None:
-        self.norms = [] if first else [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-    def __enter__(self) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = False
-
-    def __exit__(self, *_: object) -> None:
-        for norm in self.norms:
-            norm.track_running_stats = True
+    norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats = False
+    yield
+    for norm in norms:
+        norm.track_running_stats = True
 
 
 def recompute(network: nn.Module) -> None:
@@ -132,42 +138,60 @@ def recompute(network: nn.Module) -> None:
             recompute(child)
 
 
-def load_weights(network: Network, value: Any, source: str) -> str:
-    """Fill `network` from a checkpoint, a snapshot or a bare state dict; return what was replaced, "" if nothing.
+def load_weights(network: Network, value: Any, source: str) -> list[str]:
+    """Fill `network` from a checkpoint, a snapshot or a bare state dict; return the names of what starts anew.
 
-    Mean and std come along; a file without them gets ImageNet's, torchvision's. Raises Refused where names or shapes
-    do not fit.
+    The last layers do where the file has another number of classes, auxiliary heads where it has none. Mean and std
+    come along; a file without them is taken as torchvision's. Raises Refused, with names and shapes, for what does not
+    fit, and for weights that are not finite.
     """
-    state = state_of(value, source)
+    spec = network.spec
+    state = state_of(value, source, spec.netType)
     own = network.state_dict()
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or extra:
-        raise Refused(f"{source} does not fit {network.spec.netType}: missing {missing[:3]}, unknown {extra[:3]}")
-    wrong = [name for name in own if own[name].shape != state[name].shape]
-    last = set(head_names(network))
-    replaced = [name for name in wrong if name in last]
-    for name in wrong:
-        if name not in last:
-            shapes = f"{tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
-            raise Refused(f"{source} does not fit {network.spec.netType}: {name} is {shapes}")
-    network.load_state_dict({name: own[name] if name in replaced else state[name] for name in own})
-    return ", ".join(replaced)
+    heads = tuple(f"body.{prefix}." for prefix in NETWORKS[spec.netType].heads)
+    missing = [name for name in own if name not in state and not name.startswith(heads or "-")]
+    unknown = [name for name in state if name not in own and not name.startswith(AUXILIARY)]
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    anew = [name for name in wrong if _is_last(own[name], state[name], len(spec.classes))]
+    if missing or unknown or len(anew) < len(wrong):
+        lines = [f"{name} is missing" for name in missing] + [f"{name} is unknown" for name in unknown]
+        lines += [f"{n} is {[*state[n].shape]}, not {[*own[n].shape]}" for n in wrong if n not in anew]
+        more = f" and {len(lines) - 4} more" if len(lines) > 4 else ""
+        raise Refused(f"{source} does not fit {spec.netType}: {'; '.join(lines[:4])}{more}")
+    bad = next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None)
+    if bad:
+        raise Refused(f"{source} holds weights that are not finite: {bad}")
+    anew += [name for name in own if name not in state]
+    network.load_state_dict(own | {name: tensor for name, tensor in state.items() if name in own and name not in anew})
+    return anew
 
 
-def head_names(network: nn.Module) -> list[str]:
-    """Return the names of the parameters whose first size is the number of classes: the last layers."""
-    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return [f"{linear[-1]}.{kind}" for kind in ("weight", "bias")] if linear else []
+AUXILIARY = ("body.aux1.", "body.aux2.", "body.AuxLogits.")  # heads that a file may have and a network not
 
 
-def state_of(value: Any, source: str) -> dict[str, Tensor]:
-    """Return the state dict in a loaded file, by our names. Raises Refused where there is none."""
-    if isinstance(value, dict) and isinstance(value.get("network"), dict):
-        value = value["network"]
-    if not isinstance(value, dict) or not value or not all(isinstance(v, Tensor) for v in value.values()):
-        raise Refused(f"{source} holds no weights: --retrain takes our checkpoints and snapshots, or a state dict")
-    state = {name.removeprefix("module."): tensor for name, tensor in value.items()}
-    if "normalise.mean" not in state:
-        state = {f"body.{name}": tensor for name, tensor in state.items()}
-        state |= {"normalise.mean": torch.tensor(IMAGENET_MEAN), "normalise.std": torch.tensor(IMAGENET_STD)}
-    return state
+def _is_last(own: Tensor, given: Tensor, classes: int) -> bool:
+    """True for a weight or bias whose first size is the number of classes and whose other sizes agree."""
+    return own.dim() > 0 and own.shape[0] == classes and own.dim() == given.dim() and own.shape[1:] == given.shape[1:]
+
+
+def state_of(value: Any, source: str, name: str) -> dict[str, Tensor]:
+    """Return the state dict in a loaded file, by our names. Raises Refused where there is none or it must not fit."""
+    if isinstance(value, dict) and isinstance(value.get("model"), dict):
+        theirs = value["model"].get("netType")
+        if theirs != name:
+            raise Refused(f"{source} holds {theirs}, not {name}: give --netType {theirs}")
+        value = value.get("network")
+    for key in ("state_dict", "model"):  # what others wrap a state dict in
+        if isinstance(value, dict) and isinstance(value.get(key), dict):
+            value = value[key]
+    if not isinstance(value, dict) or not value or not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise Refused(f"{source} holds no weights: checkpoints, snapshots and state dicts do")
+    state = {key.removeprefix("module."): tensor for key, tensor in value.items()}
+    if "normalise.mean" in state:
+        return state
+    # torchvision's googlenet and inception_v3 rescale ImageNet's normalisation to this one as their first step.
+    half = name in ("googlenet", "inception_v3")
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if half else (IMAGENET_MEAN, IMAGENET_STD)
+    return {"normalise.mean": torch.tensor(mean), "normalise.std": torch.tensor(std)} | {
+        f"body.{key}": tensor for key, tensor in state.items()
+    }

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import augmentation
 from datasets import DATASETS, Source
-from models import NETWORKS
+from models import NETWORKS, OURS
 
 UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part of what a run is
 
@@ -37,13 +37,13 @@ BY_SET = "by data set"
 
 @dataclass
 class Options:
-    """All options of main.py. Units stand in the help; None means that the data set or the network decides."""
+    """All options of main.py. Units stand in the help. None is filled in by `parse` where the data set decides."""
 
     dataset: str = option("ilsvrc2012", DATA, "the images to train on", choices=DATASETS)
     data_dir: str | None = option(None, DATA, "folder of the images", shown="~/.cache/multi-gpu-torch, where it is fetched")
-    imageSize: int | None = option(None, DATA, "shorter side images are scaled to, pixels", low=1, shown=BY_SET)
-    cropSize: int | None = option(None, DATA, "side of the square the network sees, pixels", low=1, shown=BY_SET)
-    augment: str | None = option(None, DATA, "augmentations, `pad:4,crop,flip,jitter:0.4` or `none`", shown=BY_SET)
+    imageSize: int = option(None, DATA, "shorter side images are scaled to, pixels", low=1, shown=BY_SET)
+    cropSize: int = option(None, DATA, "side of the square the network sees, pixels", low=1, shown=BY_SET)
+    augment: str = option(None, DATA, "augmentations, `pad:4,crop,flip,jitter:0.4` or `none`", shown=BY_SET)
     interpolation: str = option("bilinear", DATA, "resizing filter", choices=("bilinear", "bicubic"))
     limit: int | None = option(None, DATA, "images a pass, for trying out", low=1, shown="all")
     synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
@@ -53,7 +53,7 @@ class Options:
     retrain: str | None = option(None, NET, "start from the weights, mean and std in this file", shown="none")
     optimize: bool = option(False, NET, "recompute activations in the backward pass, to save memory")
 
-    nEpochs: int | None = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
+    nEpochs: int = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
     batchSize: int = option(128, TRAIN, "images an optimizer step, over all GPUs together", low=1)
     LR: float | None = option(None, TRAIN, "learning rate, held", low=0, shown="the 55-epoch regime, stretched")
     momentum: float = option(0.9, TRAIN, "momentum of SGD", low=0)
@@ -64,13 +64,17 @@ class Options:
     nGPU: int = option(1, MACHINE, "GPUs, with DataParallel", low=1)
     backend: str = option("cudnn", MACHINE, "cudnn, or nn: without cuDNN", choices=("cudnn", "nn"))
     nThreads: int = option(
-        min(4, len(os.sched_getaffinity(0))), MACHINE, "processes that read image files; 0: none", low=0, shown="4, the cores if fewer"
+        min(4, len(os.sched_getaffinity(0))),
+        MACHINE,
+        "processes that read image files; 0: none",
+        low=0,
+        shown="4, the cores if fewer",
     )
     startMethod: str = option("fork", MACHINE, "how they start", choices=("fork", "forkserver", "spawn"))
     timeout: int = option(120, MACHINE, "seconds after which a process that gives nothing is an error", low=1)
 
     expDir: str = option("./cache", RUN, "folder of all runs")
-    expID: str | None = option(None, RUN, "name of this run", shown="the network's")
+    expID: str = option(None, RUN, "name of this run", shown="the network's")
     snapshot: int = option(5, RUN, "weights file every n epochs; 0: at the end; -n: one file, rewritten every n")
     saveEvery: str = option("10m", RUN, "checkpoint every so many steps (`500`) or minutes (`10m`), and at epoch ends")
     keep: int = option(3, RUN, "checkpoints that are kept", low=1)
@@ -103,8 +107,11 @@ class Options:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options) if field.metadata}
-EXACT = ("dataset", "data_dir", "imageSize", "cropSize", "augment", "interpolation", "limit", "synthetic", "netType", "stem",
-         "optimize", "nEpochs", "batchSize", "LR", "momentum", "weightDecay", "manualSeed", "GPU", "nGPU", "backend")  # fmt: skip
+# Options that neither the weights nor the figures depend on; a run that goes on may change them and stays exact.
+FREE = {"nThreads", "startMethod", "timeout", "expDir", "expID", "snapshot", "saveEvery", "keep", "verbose", *UNRECORDED}
+
+
+LISTED_NETWORKS = f": {', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,7 +159,7 @@ def _argument(name: str, field: dataclasses.Field) -> dict[str, Any]:
         action = "store_true" if name in ("continue_", "overwrite") else argparse.BooleanOptionalAction
         return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
     choices = field.metadata["choices"]
-    listed = f": {', '.join(choices)}" if choices and name in ("dataset", "netType") else ""
+    listed = f": {', '.join(choices)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
     argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
     argument |= {"type": _reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
     if choices and not listed:
@@ -173,7 +180,7 @@ def _reader(name: str, kind: type, field: dataclasses.Field) -> Any:
 
     def read(text: str) -> Any:
         if choices and text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}' is not one of {', '.join(choices)}{nearest(text, choices)}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not {_allowed(choices)}{nearest(text, choices)}")
         try:
             value = kind(text)
         except ValueError:
@@ -183,6 +190,12 @@ def _reader(name: str, kind: type, field: dataclasses.Field) -> Any:
         return value
 
     return read
+
+
+def _allowed(choices: Any) -> str:
+    if choices is NETWORKS:
+        return f"one of {', '.join(OURS)} or of torchvision's networks"
+    return f"one of {', '.join(choices)}"
 
 
 def _wanted(kind: type, low: float | None) -> str:
@@ -266,7 +279,9 @@ def _settle(options: Options, parser: Parser) -> Options:
         parser.error(f"argument --augment: {error}")
     smallest = NETWORKS[options.netType].smallest
     if options.cropSize > options.imageSize:
-        parser.error(f"--cropSize {options.cropSize} is larger than --imageSize {options.imageSize}: lower it, or raise the other")
+        parser.error(
+            f"--cropSize {options.cropSize} is larger than --imageSize {options.imageSize}: lower it, or raise the other"
+        )
     if options.cropSize < smallest:
         parser.error(f"--cropSize {options.cropSize} is too small for {options.netType}: the smallest is {smallest}")
     return options

@@ -47,7 +47,7 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = {s: self._on_stop for s in STOPPING}
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOPPING, self._on_stop)
         handlers[signal.SIGUSR1] = self._on_save
         self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
@@ -83,7 +83,7 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+")  # noqa: SIM115: held until __exit__
+        self.file = open(self.path, "a+")
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -18,7 +18,8 @@ from typing import Any
 @functools.cache
 def _standard() -> Any:
     spec = PathFinder.find_spec("statistics", [os.path.dirname(os.__file__)])
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -44,9 +44,7 @@ def printable(text: object) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(
-    path: str | os.PathLike[str], mode: str = "w", check: Callable[[Path], None] | None = None
-) -> Iterator[Any]:
+def whole_file(path: str | os.PathLike[str], mode: str = "w", check: Callable[[Path], None] | None = None) -> Iterator[Any]:
     """Open a temporary file that takes the place of `path` only once it is complete, on the disk and passes `check`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -82,7 +80,8 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 def load_ours(name: str) -> ModuleType:
     """Load a file of this folder by its path, whoever owns its name: `statistics` is the standard library's too."""
     spec = importlib.util.spec_from_file_location(f"_our_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

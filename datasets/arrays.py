@@ -59,12 +59,14 @@ def idx_file(folder: Path, name: str) -> Path | None:
 
 def idx_pair(folder: Path, part: str, classes: list[str]) -> ArrayImages:
     """Read the images and labels of one part. Raises Refused where they do not belong together."""
-    paths = [idx_file(folder, f"{IDX_NAMES[part]}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    assert paths[0] and paths[1]
-    images, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
+    first = idx_file(folder, f"{IDX_NAMES[part]}-images-idx3-ubyte")
+    second = idx_file(folder, f"{IDX_NAMES[part]}-labels-idx1-ubyte")
+    if first is None or second is None:
+        raise Refused(f"{folder} lacks {IDX_NAMES[part]}-images-idx3-ubyte or its labels: fetch both again")
+    images, labels = read_idx(first, 3), read_idx(second, 1)
     if len(images) != len(labels):
-        raise Refused(f"{paths[0]} holds {len(images)} images but {paths[1]} {len(labels)} labels: fetch both again")
-    check_labels(labels, classes, str(paths[1]))
+        raise Refused(f"{first} holds {len(images)} images but {second} {len(labels)} labels: fetch both again")
+    check_labels(labels, classes, str(second))
     return ArrayImages(torch.from_numpy(images)[:, None], labels.astype(np.int64), classes, str(folder))
 
 

@@ -52,9 +52,7 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
         raise ValueError(_reason(error, data)) from None
 
 
-def window(
-    data: bytes, box: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear"
-) -> Tensor:
+def window(data: bytes, box: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear") -> Tensor:
     """Return the part `box` (left, top, right, bottom, in pixels of the stored image) as (3, side, side) uint8.
 
     whole, headroom: see `transforms.Window`. Raises ValueError with the reason.

@@ -11,7 +11,7 @@ each of stride 2, and the hidden layers have 512 units over a 2 x 2 grid. `--ste
 import torch
 from torch import Tensor, nn
 
-from models.layers import Classifier, initialise, stack, width
+from models.layers import SMALL, Classifier, adapt, initialise, stack, width
 
 COLUMN = (
     ("conv", 48, 11, 4, 2), ("pool", 3, 2), ("conv", 128, 5, 1, 2), ("pool", 3, 2),
@@ -21,7 +21,6 @@ OWT = (
     ("conv", 64, 11, 4, 2), ("pool", 3, 2), ("conv", 192, 5, 1, 2), ("pool", 3, 2),
     ("conv", 384, 3, 1, 1), ("conv", 256, 3, 1, 1), ("conv", 256, 3, 1, 1), ("pool", 3, 2),
 )  # fmt: skip
-STEMS = {"fast": (5, 2, 2), "fine": (5, 1, 2)}  # kernel, stride, padding of the first convolution below 64 pixels
 
 
 class Columns(nn.Module):
@@ -51,7 +50,7 @@ def alexnetowtbn(classes: int, size: int, stem: str) -> nn.Module:
 
 def alexnetbn(classes: int, size: int, stem: str) -> nn.Module:
     table = adapt(OWT, size, stem)
-    if size < 64:
+    if size < SMALL:
         table = table[:-1]
     features = stack(table, bn=True)
     channels = width(features)
@@ -60,17 +59,9 @@ def alexnetbn(classes: int, size: int, stem: str) -> nn.Module:
     return network
 
 
-def adapt(table: tuple, size: int, stem: str) -> tuple:
-    """Return the table for images of size x size pixels: below 64, with the small stem."""
-    if size >= 64:
-        return table
-    pools = [("pool", 3, 2, 1) if row[0] == "pool" else row for row in table[1:]]
-    return (("conv", table[0][1], *STEMS[stem]), *pools)
-
-
 def build(features: nn.Module, channels: int, classes: int, size: int, *, bn: bool = False) -> nn.Module:
     """Add the three linear layers and initialise."""
-    grid, hidden = (6, 4096) if size >= 64 else (2, 512)
+    grid, hidden = (6, 4096) if size >= SMALL else (2, 512)
     layers: list[nn.Module] = []
     inputs = channels * grid * grid
     for _ in range(2):

@@ -3,8 +3,22 @@
 import torch
 from torch import Tensor, nn
 
+SMALL = 64  # pixels a side below which a network takes its small-image form
+STEMS = {"fast": (5, 2, 2), "fine": (5, 1, 2)}  # kernel, stride, padding of a first convolution below SMALL
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, bn: float | bool = False) -> list[nn.Module]:
+
+def adapt(table: tuple, size: int, stem: str) -> tuple:
+    """Return the table for images of size x size pixels: below SMALL a small first convolution, and pools and
+    convolutions padded so that nothing is lost at the border."""
+    if size >= SMALL:
+        return table
+    rows = [("pool", 3, 2, 1) if row[0] == "pool" else (*row[:4], row[2] // 2) for row in table[1:]]
+    return (("conv", table[0][1], *STEMS[stem]), *rows)
+
+
+def conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, bn: float | bool = False
+) -> list[nn.Module]:
     """Return a convolution, batch norm if asked for (a float is its eps), and ReLU."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, padding)]
     if bn:

@@ -1,0 +1,17 @@
+"""torchvision's classification networks, by their names there, with a head of our size."""
+
+from torch import nn
+
+
+def build(name: str, classes: int, size: int, stem: str) -> nn.Module:
+    """Return torchvision's network, untrained. size: pixels, which vision transformers are built for; stem: not used."""
+    from torchvision.models import get_model
+
+    more: dict[str, object] = {"num_classes": classes}
+    if name.startswith("vit_"):
+        more["image_size"] = size
+    if name.startswith("maxvit"):
+        more["input_size"] = (size, size)
+    if name == "inception_v3":
+        more["init_weights"] = False  # its own drawing takes a minute
+    return get_model(name, weights=None, **more)
