@@ -227,13 +227,14 @@ class Interval:
     def __init__(self, text: str) -> None:
         self.minutes = float(text[:-1]) if text.endswith("m") else None
         self.steps = None if text.endswith("m") else int(text)
-        self.last = time.monotonic()
+        self.last, self.last_step = time.monotonic(), 0
 
     def due(self, step: int) -> bool:
         if self.steps is not None:
-            return step % self.steps == 0
+            return step - self.last_step >= self.steps
         assert self.minutes is not None
         return time.monotonic() - self.last >= 60 * self.minutes
 
-    def reset(self) -> None:
-        self.last = time.monotonic()
+    def reset(self, step: int) -> None:
+        """A checkpoint of `step` is being written."""
+        self.last, self.last_step = time.monotonic(), step

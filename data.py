@@ -1,5 +1,6 @@
 """Which images make up which batch, and the loaders that bring them to the device."""
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -187,11 +188,18 @@ class FileLoader:
         self.tasks = _Tasks()
         many: dict[str, Any] = {}
         if workers:
-            many = {"multiprocessing_context": start_method, "persistent_workers": True, "timeout": timeout}
+            context = multiprocessing.get_context(start_method)
+            if start_method == "forkserver":  # the server imports torch once, its forks then start at once
+                context.set_forkserver_preload(["data"])
+            many = {"multiprocessing_context": context, "persistent_workers": True, "timeout": timeout}
         self.loader = DataLoader(
             _Reader(images, pipeline, plan), batch_size=None, sampler=self.tasks, num_workers=workers,
             worker_init_fn=start_worker, pin_memory=device.type == "cuda", generator=torch.Generator(), **many,
         )  # fmt: skip
+
+        if workers:
+            # Start them now: a fork later, beside a thread that writes a checkpoint, can inherit a lock that is held.
+            iter(self.loader)
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
             started = time.perf_counter()
             sums, trained = train(run, wrapped, train_loader, updater)
             tested = test(run, network, test_loader, sums)
-            record = {"epoch": epoch + 1, "step": progress.step, "lr": updater.LR, **trained, **tested}
+            rate, _ = updater.schedule.at(progress.step - 1)
+            record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
             run.finish_epoch(sums, record | {"seconds": time.perf_counter() - started})
 
 

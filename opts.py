@@ -70,7 +70,7 @@ class Options:
         low=0,
         shown="4, the cores if fewer",
     )
-    startMethod: str = option("fork", MACHINE, "how they start", choices=("fork", "forkserver", "spawn"))
+    startMethod: str = option("forkserver", MACHINE, "how they start", choices=("fork", "forkserver", "spawn"))
     timeout: int = option(120, MACHINE, "seconds after which a process that gives nothing is an error", low=1)
 
     expDir: str = option("./cache", RUN, "folder of all runs")

@@ -1,6 +1,7 @@
 """A run while it lives: its folder and lock, its progress, when it saves, and how it answers signals."""
 
 import contextlib
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -24,10 +25,11 @@ import checkpoint
 from checkpoint import Interval, Progress, Saver, Stateful
 from logger import Logger
 from metrics import Sums
-from utils import Ranks, Refused
+from utils import Failed, Ranks, Refused
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 FORMAT = 1  # of a checkpoint
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 
 class Stopped(SystemExit):
@@ -70,8 +72,13 @@ class Signals:
 
 def end_workers() -> None:
     """Kill the loader's processes: they ignore the signals that end this one."""
-    for process in multiprocessing.active_children():
+    processes = multiprocessing.active_children()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a worker's death for an error
+    for process in processes:
         process.kill()
+    for process in processes:
+        process.join()
+    signal.signal(signal.SIGCHLD, before)
 
 
 class Lock:
@@ -165,6 +172,7 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(value[name])
             self.progress = Progress(**value["progress"])
+            self.interval.reset(self.progress.step)
             breaks = [f"{k} {a} became {b}" for k, (a, b) in changed.items()]
             breaks += [f"{k} {v} became {self.settings[k]}" for k, v in value["settings"].items() if self.settings[k] != v]
             exact = "bit for bit as if it had not stopped" if not breaks else "not bit for bit: " + ", ".join(breaks)
@@ -215,7 +223,7 @@ class Run:
     def save(self, sums: Sums | None, also: Callable[[Any], None] | None = None) -> None:
         """Write a checkpoint in the background."""
         self.progress.sums = None if sums is None else sums.state_dict()
-        self.interval.reset()
+        self.interval.reset(self.progress.step)
         if self.ranks.first:
             state = {name: part.state_dict() for name, part in self.parts.items()}
             header = {"format": FORMAT, "model": self.model, "settings": self.settings, "progress": self.progress.__dict__}
@@ -255,6 +263,13 @@ def ending(run: Run) -> Iterator[None]:
     try:
         yield
         run.saver.wait()
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise Failed(
+            f"cannot write {error.filename or run.folder}: {error.strerror}; {checkpoint.free_bytes(run.folder)} bytes are free "
+            f"there; the newest checkpoint is whole: go on with {run.resume_command}"
+        ) from None
     finally:
         run.saver.join()
         run.logger.close()

@@ -1,0 +1,61 @@
+"""SIGTERM a run and its workers at random instants, also in tests and in saves: saved in 5 s, goes on bit for bit."""
+
+import os
+import random
+import time
+from typing import Any
+
+from rig import Child, finish, fingerprint, image_options, make_images, scratch, script
+
+MOST_SECONDS = 5
+
+
+def group_alive(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def orphans(pid: int) -> bool:
+    """True if a process of the run's group is there a second after its end."""
+    end = time.monotonic() + 1
+    while group_alive(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return group_alive(pid)
+
+
+def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
+    pick = random.Random(seed)
+    counts = {"stopped": 0, "saved_in_time": 0, "equal": 0, "orphans": 0, "slowest_seconds": 0.0}
+    with scratch() as base:
+        images = make_images(base / "images")
+        started = time.monotonic()
+        finish(image_options(base / "whole", images, "--nThreads", "2"))
+        whole = time.monotonic() - started
+        expected = fingerprint(base / "whole")
+        for trial in range(trials):
+            arguments = image_options(base / f"trial{trial}", images, "--nThreads", "2", "--continue")
+            child = Child(arguments)
+            while child.alive() and child.steps < 1:
+                time.sleep(0.001)
+            end = time.monotonic() + pick.uniform(0, 0.7) * whole
+            while child.alive() and time.monotonic() < end:
+                time.sleep(0.001)
+            asked = time.monotonic()
+            if child.alive():
+                os.killpg(child.pid, 15)  # as torchrun and schedulers do: the whole group
+            status = child.wait()
+            seconds = time.monotonic() - asked
+            counts["stopped"] += status == 143
+            counts["saved_in_time"] += seconds < MOST_SECONDS and (status == 0 or "--continue" in child.text())
+            counts["slowest_seconds"] = round(max(counts["slowest_seconds"], seconds), 2)
+            counts["orphans"] += orphans(child.pid)
+            finish(arguments)
+            counts["equal"] += fingerprint(base / f"trial{trial}") == expected
+    return {"trials": trials, **counts}
+
+
+if __name__ == "__main__":
+    script("5 SIGTERM, one process", run, 50)
