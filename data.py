@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -192,14 +193,19 @@ class FileLoader:
             if start_method == "forkserver":  # the server imports torch once, its forks then start at once
                 context.set_forkserver_preload(["data"])
             many = {"multiprocessing_context": context, "persistent_workers": True, "timeout": timeout}
-        self.loader = DataLoader(
-            _Reader(images, pipeline, plan), batch_size=None, sampler=self.tasks, num_workers=workers,
-            worker_init_fn=start_worker, pin_memory=device.type == "cuda", generator=torch.Generator(), **many,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of more processes than cores: who asks for them knows
+            self.loader = self._make(workers, many)
+            if workers:
+                # Start them now: a fork later, beside a thread that writes a checkpoint, can inherit a held lock.
+                iter(self.loader)
 
-        if workers:
-            # Start them now: a fork later, beside a thread that writes a checkpoint, can inherit a lock that is held.
-            iter(self.loader)
+    def _make(self, workers: int, many: dict[str, Any]) -> DataLoader:
+        reader = _Reader(self.images, self.pipeline, self.plan)
+        return DataLoader(
+            reader, batch_size=None, sampler=self.tasks, num_workers=workers,
+            worker_init_fn=start_worker, pin_memory=self.device.type == "cuda", generator=torch.Generator(), **many,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.plan)

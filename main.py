@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> None:
             tested = test(run, network, test_loader, sums)
             rate, _ = updater.schedule.at(progress.step - 1)
             record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
-            run.finish_epoch(sums, record | {"seconds": time.perf_counter() - started})
+            record |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": utils.peak_memory(run.device)}
+            run.finish_epoch(sums, record)
 
 
 def train(run: Run, network: nn.Module, loader: Any, updater: Updater) -> tuple[Sums, dict[str, Any]]:

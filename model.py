@@ -106,12 +106,19 @@ class _Recomputed(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(images)
-        layers = list(self)
-        length = max(2, isqrt(len(layers)) + 1)
-        for start in range(0, len(layers), length):
-            part = nn.Sequential(*layers[start : start + length])
+        for part in self.parts():
             images = checkpoint(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
         return images
+
+    def parts(self) -> list[nn.Sequential]:
+        """Split into about as many parts as layers a part; none begins with a layer that overwrites its input."""
+        length = max(2, isqrt(len(self)) + 1)
+        parts: list[list[nn.Module]] = []
+        for layer in self:
+            if not parts or (len(parts[-1]) >= length and not getattr(layer, "inplace", False)):
+                parts.append([])
+            parts[-1].append(layer)
+        return [nn.Sequential(*part) for part in parts]
 
 
 def _contexts(part: nn.Module) -> tuple[Any, Any]:
@@ -121,12 +128,12 @@ def _contexts(part: nn.Module) -> tuple[Any, Any]:
 @contextmanager
 def _frozen_statistics(part: nn.Module) -> Iterator[None]:
     """While a part is computed again its running statistics stay as they are: they have seen this batch."""
-    norms = [module for module in part.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
-    yield
-    for norm in norms:
-        norm.track_running_stats = True
+    before = [(buffer, buffer.clone()) for buffer in part.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)
 
 
 def recompute(network: nn.Module) -> None:

@@ -266,9 +266,10 @@ def ending(run: Run) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        free = checkpoint.free_bytes(run.folder)
         raise Failed(
-            f"cannot write {error.filename or run.folder}: {error.strerror}; {checkpoint.free_bytes(run.folder)} bytes are free "
-            f"there; the newest checkpoint is whole: go on with {run.resume_command}"
+            f"cannot write {error.filename or run.folder}: {error.strerror}; {free} bytes are free there; "
+            f"the newest checkpoint is whole: go on with {run.resume_command}"
         ) from None
     finally:
         run.saver.join()

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import resource
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -145,6 +146,13 @@ def unwrap(network: nn.Module) -> nn.Module:
     while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         network = network.module
     return network
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use so far: on the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def reseed(device: torch.device, *parts: int | str) -> None:

@@ -7,10 +7,10 @@ SMALL = 64  # pixels a side below which a network takes its small-image form
 STEMS = {"fast": (5, 2, 2), "fine": (5, 1, 2)}  # kernel, stride, padding of a first convolution below SMALL
 
 
-def adapt(table: tuple, size: int, stem: str) -> tuple:
-    """Return the table for images of size x size pixels: below SMALL a small first convolution, and pools and
+def adapt(table: tuple, size: int, stem: str, small: int = SMALL) -> tuple:
+    """Return the table for images of size x size pixels: below `small` a small first convolution, and pools and
     convolutions padded so that nothing is lost at the border."""
-    if size >= SMALL:
+    if size >= small:
         return table
     rows = [("pool", 3, 2, 1) if row[0] == "pool" else (*row[:4], row[2] // 2) for row in table[1:]]
     return (("conv", table[0][1], *STEMS[stem]), *rows)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rig import Child, checkpoint, finish, fingerprint, options, run_folder, scratch, script
+from rig import Child, checkpoint, fingerprint, finish, options, run_folder, scratch, script
 
 INTERVAL = 5  # steps between saves, as rig.OPTIONS has it
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from models import OURS
 
 RESULTS = ROOT / "benchmark" / "results" / "learning.json"
-OPTIONS = "--dataset mnist --limit 2000 --batchSize 32 --GPU -1 --snapshot 0".split()
+OPTIONS = ["--dataset", "mnist", "--limit", "2000", "--batchSize", "32", "--GPU", "-1", "--snapshot", "0"]
 
 
 def learn(name: str, epochs: int, *more: str) -> dict[str, object]:

@@ -81,7 +81,7 @@ class Child:
 
     def __init__(self, arguments: list[str], before: Callable[[], None] | None = None) -> None:
         self.counter = mmap.mmap(-1, 8)
-        self.output = tempfile.TemporaryFile("w+")
+        self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.started = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
@@ -121,6 +121,8 @@ class Child:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             self.status = os.waitstatus_to_exitcode(status)
+            self.said = self.text()
+            self.output.close()
         return not pid
 
     def wait(self, limit: float = 120) -> int:
@@ -138,6 +140,9 @@ class Child:
             os.kill(self.pid, number)
 
     def text(self) -> str:
+        """Return what the child has printed."""
+        if self.output.closed:
+            return self.said
         self.output.seek(0)
         return self.output.read()
 

@@ -1,0 +1,169 @@
+"""Whole runs as a user starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from common import DATA, ROOT
+
+import checkpoint
+import configs
+import main
+import utils
+
+SMALL = ["--GPU", "-1", "--nEpochs", "1", "--nThreads", "0"]
+KEYS = {
+    "epoch", "step", "lr", "train_loss", "train_top1", "train_top5", "test_loss", "test_top1", "test_top5", "test_map",
+    "images_per_second", "data_seconds", "compute_seconds", "test_seconds", "seconds", "peak_memory_bytes",
+}  # fmt: skip
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in next(folder.glob("*/*/log.jsonl")).read_text().splitlines()]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    """Run main.py in this process; return its one line on stderr."""
+    with pytest.raises(SystemExit) as stop, utils.clear_errors():
+        main.main(arguments)
+    assert stop.value.code == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_digits_are_learnt_by_one_command(tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", "--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--nEpochs", "6"]
+    command += ["--batchSize", "32", "--GPU", "-1", "--expDir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    log = log_of(tmp_path)
+    assert [record["epoch"] for record in log] == [1, 2, 3, 4, 5, 6]
+    assert log[0].keys() == KEYS
+    assert log[-1]["test_top1"] > 60
+    run = tmp_path / "mnist" / "alexnetbn"
+    assert {"options.json", "log.jsonl", "full_train.log", "best.pt", "model_5.pt", "model_6.pt"} <= {
+        p.name for p in run.iterdir()
+    }
+    assert json.loads((run / "options.json").read_text())["options"]["nEpochs"] == 6
+    losses = (run / "full_train.log").read_text().splitlines()
+    assert len(losses) == log[-1]["step"] == 6 * 13
+    statistics = json.loads((tmp_path / "mnist" / "statistics.json").read_text())
+    assert len(next(iter(statistics.values()))["mean"]) == 3
+
+
+def test_a_folder_and_its_weights(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20"]
+    main.main([*arguments, "--expDir", str(tmp_path / "a"), "--batchSize", "8"])
+    best = next((tmp_path / "a").glob("*/*/best.pt"))
+    more = ["--expDir", str(tmp_path / "b"), "--retrain", str(best)]
+    main.main([*arguments, *more])
+    mean = checkpoint.read(best)["network"]["normalise.mean"]
+    assert torch.equal(checkpoint.read(next((tmp_path / "b").glob("*/*/best.pt")))["network"]["normalise.mean"], mean)
+    assert not (tmp_path / "b" / "folder" / "statistics.json").exists()
+    said = refused([*arguments, "--expDir", str(tmp_path / "a")], capsys)
+    assert all(word in said for word in ("--continue", "--overwrite", "--expID"))
+    main.main([*arguments, "--expDir", str(tmp_path / "a"), "--overwrite"])
+    said = refused([*arguments, *more, "--netType", "vgg", "--expID", "x"], capsys)
+    assert "holds alexnetbn, not vgg" in said
+    assert not (tmp_path / "b" / "folder" / "x").exists()
+
+
+def test_one_image_over_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(["--dataset", "synthetic", "--synthetic", "17:4:20", *SMALL, "--batchSize", "8", "--expDir", str(tmp_path)])
+    assert "left out" in capsys.readouterr().out
+    assert log_of(tmp_path)[0]["step"] == 2
+
+
+def test_a_class_without_test_images_is_warned_of(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (images / "val" / "class 1").iterdir():
+        path.unlink()
+    (images / "val" / "class 1").rmdir()
+    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20"]
+    main.main([*arguments, "--expDir", str(tmp_path)])
+    assert "warning: 1 classes have no test image: class 1" in capsys.readouterr().out
+    assert log_of(tmp_path)[0]["test_map"] is not None
+
+
+def test_without_imagenet_there_is_a_way_to_start(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "--GPU", "-1"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert all(word in result.stderr for word in ("./data/ilsvrc2012/train", "--data_dir", "--dataset mnist"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_ends_with_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = [*SMALL, "--expDir", str(tmp_path / "runs")]
+    folder = ["--dataset", "folder", "--data_dir", str(images), "--imageSize", "24", "--cropSize", "20", *common]
+    (tmp_path / "weights.pt").write_bytes(b"no weights")
+    assert "weights.pt" in refused([*folder, "--retrain", str(tmp_path / "weights.pt")], capsys)
+    assert "cannot read" in refused([*folder, "--retrain", str(tmp_path / "none.pt")], capsys)
+    assert "no folder train/" in refused(["--dataset", "folder", "--data_dir", str(tmp_path), *common], capsys)
+    if not torch.cuda.is_available():
+        said = refused([*folder, "--GPU", "0", "--nGPU", "2"], capsys)
+        assert "this machine has 0" in said
+    (images / "train" / "class 0" / "0.jpg").write_bytes(b"this is no image")
+    assert "class 0/0.jpg" in refused(folder, capsys)
+    assert not list((tmp_path / "runs").rglob("*.pt"))
+
+
+def test_data_parallel_wraps_and_unwraps_without_a_prefix() -> None:
+    network = torch.nn.Linear(2, 2)
+    assert utils.wrap(network, torch.device("cpu"), 1) is network
+    wrapped = torch.nn.DataParallel(network)
+    assert utils.unwrap(wrapped) is network
+    assert list(utils.unwrap(wrapped).state_dict()) == ["weight", "bias"]
+
+
+def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:
+    ours = utils.load_ours("statistics")
+    images = torch.randint(0, 256, (50, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = ours.measure([images[:20], images[20:]])
+    pixels = images.double().div(255).transpose(0, 1).flatten(1)
+    assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
+    assert std == pytest.approx(pixels.std(1, correction=0).tolist(), abs=1e-12)
+    path = str(tmp_path / "x" / "statistics.json")
+    assert ours.cached(path, "key", lambda: (mean, std)) == (mean, std)
+    assert ours.cached(path, "key", lambda: 1 / 0) == (mean, std)
+    Path(path).write_text("{ broken")
+    assert ours.cached(path, "key", lambda: (mean, std)) == (mean, std)
+
+
+def test_statistics_is_a_script_of_its_own(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "statistics.py",
+        "--dataset",
+        "mnist",
+        "--data_dir",
+        str(DATA / "mnist"),
+        "--expDir",
+        str(tmp_path),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["mean"][0] == pytest.approx(0.13, abs=0.01)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
+    from opts import parse
+
+    options = parse(["--dataset", "synthetic", "--synthetic", "512:4:64", "--imageSize", "64", "--cropSize", "56",
+                     "--GPU", "0", "--expDir", str(tmp_path)])  # fmt: skip
+    with configs.start(options) as run:
+        loader, _ = configs.loaders(options, run)
+        network = configs.network(options, run, loader.images)
+        updater = configs.updates(options, run, network, len(loader))
+        run.resume({}, network=network, updater=updater)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            main.train(run, network, loader, updater)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
