@@ -23,6 +23,7 @@ import utils
 from logger import Logger
 from models import NETWORKS
 from opts import FREE, Options
+from randomness import key
 from run import Lock, Run, Signals, ending, environment, prepare_folder
 from transforms import Pipeline
 from utils import Ranks, Refused
@@ -73,6 +74,11 @@ def _remove_empty(folder: Path) -> None:
 def open_both(options: Options) -> tuple[data.Images, data.Images]:
     """Open the training and the test images. Raises Refused."""
     more: dict[str, Any] = {}
+    if options.valShare is not None:
+        where = Path(options.data_dir or ".").resolve()
+        name = f"split-{key(str(where)):016x}.csv"
+        kept = Path(options.expDir, options.dataset, name)
+        more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": kept}
     if options.dataset == "synthetic":
         more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
     train = data.open_images(options.dataset, options.data_dir, "train", **more)
@@ -89,6 +95,8 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     train, test = open_both(options)
     rank, world = run.ranks.rank, run.ranks.world
     plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
+    if options.balanced:
+        plan = data.BalancedPlan(**plan.__dict__, labels=train.labels)
     if not len(plan) or plan.images < 2:
         raise Refused(f"{train.where} has {len(train)} training images in this pass: 2 are needed at least")
     if plan.images < min(len(train), options.limit or len(train)):
@@ -120,6 +128,15 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
     return ours.cached(str(Path(options.expDir, options.dataset, "statistics.json")), key, compute)
 
 
+def class_weights(options: Options, images: data.Images, device: torch.device) -> torch.Tensor | None:
+    """Return the loss's weight of each class, (K,) float32: inverse to its images, 1 on average over all images."""
+    if not options.classWeights:
+        return None
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    weights = len(images) / (len(images.classes) * np.maximum(counts, 1))
+    return torch.from_numpy(weights.astype(np.float32)).to(device)
+
+
 def network(options: Options, run: Run, images: data.Images) -> nn.Module:
     """Return the network on the run's device, with its weights where a file brings them."""
     made = model.create(
@@ -132,6 +149,8 @@ def network(options: Options, run: Run, images: data.Images) -> nn.Module:
             run.logger.say(f"{options.retrain} has other classes or heads: {', '.join(anew)} start anew")
     elif run.saved is None:
         made.normalise.set(*statistics(options, images))
+    if options.freeze:
+        model.freeze(made, options.freeze)
     if options.optimize:
         model.recompute(made)
     run.model = made.spec.plain()
@@ -154,7 +173,7 @@ def updates(options: Options, run: Run, network: nn.Module, steps_per_epoch: int
         steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay,
         first=NETWORKS[options.netType].LR, regime=NETWORKS[options.netType].regime,
     )  # fmt: skip
-    return optimizer.Updater(network, optimizer.sgd(network, options.momentum), plan, run.ranks)
+    return optimizer.Updater(network, optimizer.sgd(network, options.momentum, backbone=options.backboneLR), plan, run.ranks)
 
 
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:

@@ -1,10 +1,11 @@
 """Which images make up which batch, and the loaders that bring them to the device."""
 
+import functools
 import multiprocessing
 import signal
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets import DATASETS, decode
 from datasets.images import ArrayImages, FileImages
-from randomness import shuffled
+from randomness import shuffled, uniforms
 from transforms import Pipeline
 from utils import Failed, Refused, printable
 
@@ -78,6 +79,30 @@ class Plan:
         if self.shuffle:
             positions = shuffled(positions, count, self.seed, epoch)
         return shuffled(positions, self.count, 0, 0, "limit") if count < self.count else positions
+
+
+@dataclass(frozen=True)
+class BalancedPlan(Plan):
+    """A plan whose every position draws a class first and then one of its images, by its own number. Training only.
+
+    labels: (count,) of all images. An epoch has as many images as ever, some of them twice and some not at all.
+    """
+
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @functools.cached_property
+    def _by_class(self) -> list[np.ndarray]:
+        count = min(self.count, self.limit or self.count)
+        pool = shuffled(np.arange(count), self.count, 0, 0, "limit") if count < self.count else np.arange(count)
+        order = pool[np.argsort(self.labels[pool], kind="stable")]
+        return np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)
+
+    def indices(self, epoch: int, number: int) -> np.ndarray:
+        start = number * self.batch
+        positions = np.arange(start, start + self.size(number), dtype=np.int64)[self.rank :: self.world]
+        u = uniforms(self.seed, epoch, positions, 2, "balanced").numpy().astype(np.float64)
+        members = [self._by_class[int(v)] for v in u[:, 0] * len(self._by_class)]
+        return np.array([own[int(v * len(own))] for own, v in zip(members, u[:, 1], strict=True)], np.int64)
 
 
 class ArrayLoader:

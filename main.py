@@ -29,10 +29,11 @@ def main(argv: list[str] | None = None) -> None:
         network = configs.network(options, run, train_loader.images)
         updater = configs.updates(options, run, network, len(train_loader))
         wrapped = utils.wrap(network, run.device, options.nGPU)
+        weights = configs.class_weights(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), network=network, updater=updater)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
-            sums, trained = train(run, wrapped, train_loader, updater)
+            sums, trained = train(run, wrapped, train_loader, updater, weights)
             tested = test(run, network, test_loader, sums)
             rate, _ = updater.schedule.at(progress.step - 1)
             record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
@@ -40,8 +41,10 @@ def main(argv: list[str] | None = None) -> None:
             run.finish_epoch(sums, record)
 
 
-def train(run: Run, network: nn.Module, loader: Any, updater: Updater) -> tuple[Sums, dict[str, Any]]:
-    """Train on what is left of the epoch; return its sums and its figures."""
+def train(
+    run: Run, network: nn.Module, loader: Any, updater: Updater, weights: Tensor | None = None
+) -> tuple[Sums, dict[str, Any]]:
+    """Train on what is left of the epoch; return its sums and its figures. weights: of each class in the loss, (K,)."""
     progress = run.progress
     network.train()
     sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device)
@@ -50,7 +53,7 @@ def train(run: Run, network: nn.Module, loader: Any, updater: Updater) -> tuple[
         utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
         updater.begin(progress.step)
         logits = network(batch.images, heads=True)  # (N, K) of each head, the main one first
-        loss = loss_of(logits, batch.labels)
+        loss = loss_of(logits, batch.labels, weights)
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
         run.after_step(sums)
@@ -58,9 +61,9 @@ def train(run: Run, network: nn.Module, loader: Any, updater: Updater) -> tuple[
     return sums, figures("train", sums, run)
 
 
-def loss_of(logits: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+def loss_of(logits: tuple[Tensor, ...], labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean cross-entropy of the main head, (), with the auxiliary ones' added at their weight."""
-    first, *others = (F.cross_entropy(head.float(), labels) for head in logits)
+    first, *others = (F.cross_entropy(head.float(), labels, weights) for head in logits)
     return first + AUXILIARY * sum(others) if others else first
 
 

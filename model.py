@@ -67,6 +67,14 @@ class Network(nn.Module):
         self.normalise: Normalise = Normalise()
         self.body = body
         self.spec = spec
+        self.still: list[nn.Module] = []  # batch norms whose statistics are held
+
+    def train(self, mode: bool = True) -> "Network":
+        """Switch between training and testing; what is frozen stays as in testing."""
+        super().train(mode)
+        for module in self.still:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor, heads: bool = False) -> Any:
         """images: (N, 3, S, S) uint8 -> logits (N, K); with heads a tuple of them, the main head's first."""
@@ -143,6 +151,32 @@ def recompute(network: nn.Module) -> None:
             child.__class__ = _Recomputed
         else:
             recompute(child)
+
+
+def layers(network: Network) -> list[nn.Module]:
+    """Return the modules with parameters of their own, in the order in which they were made."""
+    return [module for module in network.body.modules() if list(module.parameters(recurse=False))]
+
+
+def freeze(network: Network, what: str) -> None:
+    """Hold all weights but those of the last layers, and the statistics of their batch norms.
+
+    what: "features", all but the classifier (where a network has no part of that name, all but its last layer), or how
+    many last layers train. Raises Refused where nothing or everything would train.
+    """
+    every = layers(network)
+    if what == "features":
+        head = getattr(network.body, "classifier", None)
+        training = [layer for layer in every if layer in set(head.modules())] if isinstance(head, nn.Module) else every[-1:]
+    else:
+        training = every[-int(what) :]
+    if not 0 < len(training) < len(every):
+        raise Refused(f"--freeze {what}: {network.spec.netType} has {len(every)} layers with weights, name fewer")
+    for layer in every:
+        if layer not in training:
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(False)
+            network.still += [layer] if isinstance(layer, nn.modules.batchnorm._BatchNorm) else []
 
 
 def load_weights(network: Network, value: Any, source: str) -> list[str]:

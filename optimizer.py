@@ -97,7 +97,7 @@ class Updater:
         """Set the learning rate and remember the running statistics."""
         self.LR, decay = self.schedule.at(step)
         for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.LR, decay
+            group["lr"], group["weight_decay"] = self.LR * group["factor"], decay
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
 
@@ -165,11 +165,18 @@ class Updater:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
 
-def sgd(network: nn.Module, momentum: float) -> torch.optim.Optimizer:
-    """Return SGD with its momentum made in advance: a first step that is skipped must not leave it unset."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=momentum, fused=True)
+def sgd(network: nn.Module, momentum: float, *, backbone: float = 1.0) -> torch.optim.Optimizer:
+    """Return SGD with its momentum made in advance: a first step that is skipped must not leave it unset.
+
+    backbone: the learning rate of all but the last layer, as a factor.
+    """
+    training = [p for p in network.parameters() if p.requires_grad]
+    last = list([m for m in network.modules() if list(m.parameters(recurse=False))][-1].parameters(recurse=False))
+    head = [p for p in training if any(p is q for q in last)]
+    rest = [p for p in training if not any(p is q for q in last)]
+    groups = [{"params": rest, "factor": backbone}, {"params": head, "factor": 1.0}]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=0.0, momentum=momentum, fused=True)
     if momentum:
-        for parameter in parameters:
+        for parameter in training:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

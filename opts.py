@@ -45,17 +45,22 @@ class Options:
     cropSize: int = option(None, DATA, "side of the square the network sees, pixels", low=1, shown=BY_SET)
     augment: str = option(None, DATA, "augmentations, `pad:4,crop,flip,jitter:0.4` or `none`", shown=BY_SET)
     interpolation: str = option("bilinear", DATA, "resizing filter", choices=("bilinear", "bicubic"))
+    valShare: float | None = option(None, DATA, "share of a folder without val/ that is tested on, 0 to 1", low=0, shown="none")
+    balanced: bool = option(False, DATA, "draw a class first, then one of its training images")
     limit: int | None = option(None, DATA, "images a pass, for trying out", low=1, shown="all")
     synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
 
     netType: str = option("alexnetbn", NET, "network", choices=NETWORKS)
     stem: str = option("fast", NET, "first layers below 64 pixels: fast, or fine (stride 1)", choices=("fast", "fine"))
     retrain: str | None = option(None, NET, "start from the weights, mean and std in this file", shown="none")
+    freeze: str | None = option(None, NET, "hold weights: `features`, or how many last layers train", shown="none")
     optimize: bool = option(False, NET, "recompute activations in the backward pass, to save memory")
 
     nEpochs: int = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
     batchSize: int = option(128, TRAIN, "images an optimizer step, over all GPUs together", low=1)
     LR: float | None = option(None, TRAIN, "learning rate, held", low=0, shown="the 55-epoch regime, stretched")
+    backboneLR: float = option(1.0, TRAIN, "learning rate of all but the last layer, as a factor", low=0)
+    classWeights: bool = option(False, TRAIN, "weigh the loss by the inverse frequency of a class")
     momentum: float = option(0.9, TRAIN, "momentum of SGD", low=0)
     weightDecay: float | None = option(None, TRAIN, "weight decay, held", low=0, shown="the regime's")
     manualSeed: int = option(2, TRAIN, "seed of all random numbers", low=0)
@@ -257,6 +262,12 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
     if options.continue_ and options.overwrite:
         parser.error("--continue and --overwrite exclude each other: the one keeps the run, the other removes it")
+    if options.valShare is not None and not 0 < options.valShare < 1:
+        parser.error(f"argument --valShare: {options.valShare:g} is not between 0 and 1")
+    if options.valShare is not None and options.dataset != "folder":
+        parser.error(f"--valShare splits a folder, {options.dataset} has test images of its own: leave it out")
+    if options.freeze is not None and options.freeze != "features" and not (options.freeze.isdigit() and int(options.freeze)):
+        parser.error(f"argument --freeze: '{options.freeze}' is neither `features` nor a number of layers from 1 on")
     parts = options.synthetic.split(":")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
         parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")

@@ -26,7 +26,7 @@ def key(*parts: int | str) -> int:
     """Hash integers and names, in their order, to one uint64."""
     state = 0
     for part in parts:
-        number = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        number = zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part
         state = int(mix(np.array([(state ^ (number & _MASK)) + _GOLDEN & _MASK], np.uint64))[0])
     return state
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Source:
     """A data set's opener, as "module:function" below this package, and the defaults of a run on it.
 
-    The opener is called as function(data_dir, part, **settings) with part "train" or "test" and returns images as
-    `datasets.images` describes them. imageSize and cropSize are in pixels.
+    The opener is called as function(data_dir, part, classes=..., **settings) with part "train" or "test" (then with the
+    training part's class names) and returns images as `datasets.images` describes them. imageSize and cropSize are in pixels.
     """
 
     opener: str
@@ -21,11 +21,15 @@ class Source:
 
 PHOTOS = "crop,flip,jitter:0.4"  # the Torch7 suite's pipeline for photographs
 DIGITS = "pad:2,crop"  # a mirrored digit is another digit
+CLOTHES = "pad:2,crop,flip"
 SMALL = "pad:4,crop,flip"  # what published CIFAR results use
 
 DATASETS = {
     "ilsvrc2012": Source("folder:ilsvrc2012", 256, 224, 55, PHOTOS, "ImageNet 2012: data_dir/train and data_dir/val"),
     "folder": Source("folder:folder", 256, 224, 55, PHOTOS, "a folder of your own: data_dir/train/<class>/*.jpg"),
     "mnist": Source("arrays:mnist", 28, 28, 10, DIGITS, "handwritten digits, fetched by pip"),
+    "fashionmnist": Source("arrays:fashionmnist", 28, 28, 20, CLOTHES, "clothes, in MNIST's format"),
+    "cifar10": Source("cifar:cifar10", 32, 32, 60, SMALL, "photographs of 10 kinds of things"),
+    "cifar100": Source("cifar:cifar100", 32, 32, 60, SMALL, "photographs of 100 kinds of things"),
     "synthetic": Source("synthetic:synthetic", 256, 224, 2, "crop,flip", "made-up images with a learnable label"),
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets.fetch import fetch
 from datasets.images import ArrayImages, check_labels
 from utils import Refused, whole_file
 
@@ -40,6 +41,27 @@ def mnist(data_dir: str | None, part: str, *, classes: list[str] | None = None) 
         folder = root / "MNIST" / "raw"
         fetch_mnist(folder)
     return idx_pair(folder, part, DIGITS)
+
+
+CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+FASHION_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+
+
+def fashionmnist(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> ArrayImages:
+    """Open Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): torchvision's folders, or any with its four files."""
+    root = Path(os.path.expanduser(data_dir or CACHE))
+    folder = find_idx(root, ("FashionMNIST/raw", ".") if data_dir else ("FashionMNIST/raw",))
+    if folder is None:
+        folder = root / "FashionMNIST" / "raw"
+        for name, md5 in FASHION_MD5.items():
+            fetch(FASHION_SITE + name, folder / name, md5)
+    return idx_pair(folder, part, CLOTHES)
 
 
 def find_idx(root: Path, places: tuple[str, ...]) -> Path | None:

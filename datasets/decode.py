@@ -34,6 +34,17 @@ def size(data: bytes) -> tuple[int, int]:
         raise ValueError(_reason(error, data)) from None
 
 
+def kind(data: bytes) -> str:
+    """Return the format's name, by content. Raises ValueError with the reason."""
+    if data.startswith(JPEG):
+        return "JPEG"
+    try:
+        with _open(data) as image:
+            return str(image.format)
+    except Exception as error:
+        raise ValueError(_reason(error, data)) from None
+
+
 def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
     """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most. Raises ValueError with the reason.
 

@@ -12,30 +12,56 @@ from pathlib import Path
 import numpy as np
 
 from datasets.images import FileImages, Names
+from datasets.split import split
 from utils import Refused
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PARTS = {"train": ("train",), "test": ("val", "test")}
+SETS = ("train", "val", "test")
 IMAGENET = """no ImageNet found: looked in {looked}.
   Put the images in data_dir/train/<wnid>/*.JPEG and data_dir/val/<wnid>/*.JPEG and name it with --data_dir.
   To start now without ImageNet: python main.py --dataset mnist"""
 
 
-def folder(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> FileImages:
+def folder(
+    data_dir: str | None, part: str, *, classes: list[str] | None = None,
+    val_share: float | None = None, seed: int = 0, split_file: Path | None = None,
+) -> FileImages:  # fmt: skip
     """Open one part of a folder. classes: those of the training part, whose numbers a test part then takes.
 
-    Raises Refused where the folder, a class's images or a class are missing.
+    val_share: data_dir holds the class folders themselves, of which this share is tested on (`datasets.split`); seed and
+    split_file belong to it. Raises Refused where the folder, a class's images or a class are missing.
     """
     if data_dir is None:
         raise Refused("--dataset folder needs --data_dir: a folder with train/<class>/* and val/<class>/*")
+    if val_share is not None:
+        return _part_of(data_dir, part, val_share, seed, split_file)
     root = find_part(data_dir, part)
     if root is None:
         names = " or ".join(f"{name}/" for name in PARTS[part])
-        raise Refused(f"{data_dir} has no folder {names}: put images in {data_dir}/{PARTS[part][0]}/<class>/")
+        hint = ", or give --valShare 0.1 to split its class folders" if part == "train" else ""
+        raise Refused(f"{data_dir} has no folder {names}: put images in {data_dir}/{PARTS[part][0]}/<class>/{hint}")
+    beside = [name for name in class_folders(data_dir) if name not in SETS]
+    for name in beside:
+        if next(image_files(os.path.join(data_dir, name), name), None):
+            raise Refused(f"{data_dir} holds both {os.path.basename(root)}/ and images in {name}/: move one of them away")
     return list_images(root, classes)
 
 
-def ilsvrc2012(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> FileImages:
+def _part_of(data_dir: str, part: str, share: float, seed: int, split_file: Path | None) -> FileImages:
+    """Open one side of a split of the class folders in data_dir."""
+    if not Path(data_dir).is_dir():
+        raise Refused(f"there is no folder {data_dir}")
+    if find_part(data_dir, "train") or find_part(data_dir, "test"):
+        raise Refused(f"{data_dir} has a split of its own, train/ and val/: leave out --valShare")
+    images = list_images(data_dir, None)
+    names = list(images.names)
+    test = split(names, images.labels, share, seed, split_file)
+    chosen = np.flatnonzero(test if part == "test" else ~test)
+    return FileImages(Names([names[place] for place in chosen]), images.labels[chosen], images.classes, data_dir)
+
+
+def ilsvrc2012(data_dir: str | None, part: str, *, classes: list[str] | None = None, **_: object) -> FileImages:
     """Open ImageNet as a folder. Raises Refused, with the ways to get it, where there is none."""
     tried = [data_dir] if data_dir else ["./data/ilsvrc2012", os.path.expanduser("~/.cache/multi-gpu-torch/ilsvrc2012")]
     for place in tried:
@@ -56,6 +82,9 @@ def list_images(root: str, classes: list[str] | None) -> FileImages:
     found = class_folders(root)
     if not found:
         raise Refused(f"{root} has no class folders: put images in {root}/<class>/")
+    if len(found) < 2 and classes is None:
+        raise Refused(f"{root} has one class only, '{found[0]}': a classifier needs 2 at least")
+    _refuse_twins(found, root)
     unknown = sorted(set(found) - set(classes)) if classes is not None else []
     if unknown:
         raise Refused(f"{root} has a class that training lacks: '{unknown[0]}' ({len(unknown)} such)")
@@ -69,6 +98,15 @@ def list_images(root: str, classes: list[str] | None) -> FileImages:
         names += images
         labels += [classes.index(name)] * len(images)
     return FileImages(Names(names), np.array(labels, np.int64), list(classes), root)
+
+
+def _refuse_twins(names: list[str], root: str) -> None:
+    """Raise Refused for classes whose names differ in case only: one folder on some disks, two on others."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.casefold() in seen:
+            raise Refused(f"{root} has classes '{seen[name.casefold()]}' and '{name}', which differ in case only: rename one")
+        seen[name.casefold()] = name
 
 
 def class_folders(root: str) -> list[str]:

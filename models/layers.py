@@ -49,9 +49,9 @@ def initialise(network: nn.Module) -> None:
     The hidden ones matter: drawn as torch does, plain VGG stood still for 500 steps.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    for module in linear:
-        if module.out_features != linear[-1].out_features:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    for hidden in linear:
+        if hidden.out_features != linear[-1].out_features:
+            nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -26,6 +26,7 @@ LAYERS = {
     "run": {"checkpoint", "logger", "metrics", "utils"},
     "opts": {"augmentation", "datasets", "models"},
     "configs": {
+        "randomness",
         "augmentation",
         "checkpoint",
         "data",

@@ -73,7 +73,7 @@ def third_in_a_row() -> dict[str, Any]:
         loss_of = main.loss_of
         seen = [0]
 
-        def poisoned(logits: Any, labels: Any) -> torch.Tensor:
+        def poisoned(logits: Any, labels: Any, weights: Any) -> torch.Tensor:
             seen[0] += 1
             return loss_of(logits, labels) * (float("nan") if seen[0] > 6 else 1)
 

@@ -1,0 +1,59 @@
+"""Training and test images of a folder that has no split of its own: keyed, stratified, and stable.
+
+In each class the images with the smallest hash of their name are tested on. A split that was made is kept in a file: an
+image in it stays on its side, and only new ones are dealt out, so that each class keeps its share within one image.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from randomness import key
+from utils import Refused, whole_file
+
+TRAIN, TEST = "train", "test"
+
+
+def split(names: list[str], labels: np.ndarray, share: float, seed: int, kept: Path | None) -> np.ndarray:
+    """Return (N,) bool: True for the images to test on.
+
+    names: relative paths, (N,); labels: (N,); share: of each class that is tested on, in (0, 1); kept: the CSV file of
+    the split, read where it is there and written where anything is new. Raises Refused for a class with one image.
+    """
+    before = read(kept, share) if kept is not None else {}
+    test = np.zeros(len(names), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise Refused(f"the class of {names[members[0]]} has 1 image: 2 are needed at least, one to test on")
+        wanted = min(len(members) - 1, max(1, round(share * len(members))))
+        old = [place for place in members if before.get(names[place]) == TEST]
+        new = sorted((place for place in members if names[place] not in before), key=lambda place: key(seed, names[place]))
+        test[[*old, *new[: max(0, wanted - len(old))]]] = True
+    if kept is not None and any(name not in before for name in names):
+        write(kept, names, test, share)
+    return test
+
+
+def read(path: Path, share: float) -> dict[str, str]:
+    """Return each image's side, of a split with the same share; nothing where there is none."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if rows[:1] != [["side", "image", f"share {share:g}"]]:
+        return {}
+    return {os.fsdecode(row[1].encode("latin1")): row[0] for row in rows[1:] if len(row) == 2}
+
+
+def write(path: Path, names: list[str], test: np.ndarray, share: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["side", "image", f"share {share:g}"])
+        # A name's bytes as latin-1 round-trip whatever their encoding is.
+        writer.writerows(
+            [TEST if side else TRAIN, os.fsencode(name).decode("latin1")] for name, side in zip(names, test, strict=True)
+        )
