@@ -76,7 +76,7 @@ class Inception2(nn.Module):
             pool, *conv(576, 128, 1), nn.Flatten(), nn.Linear(2048, 768), nn.ReLU(inplace=True), nn.Linear(768, classes)
         )
         self.fc = nn.Linear(channels, classes)
-        initialise(self)
+        initialise(self, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         x = self.stem(images)

@@ -43,10 +43,11 @@ def width(features: nn.Sequential) -> int:
     return [layer.out_channels for layer in features.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module, mode: str = "fan_out") -> None:
     """Draw convolutions by He (arXiv 1502.01852, fan-out) and hidden linear layers (fan-in); set all biases to zero.
 
-    The hidden ones matter: drawn as torch does, plain VGG stood still for 500 steps.
+    mode: fan_out, or fan_in for deep networks without batch norm, whose activations it keeps level: by fan-out VGG's
+    fade and Inception's explode. The hidden layers matter too: drawn as torch does, plain VGG stood still for 500 steps.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     for hidden in linear:
@@ -54,7 +55,7 @@ def initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -42,7 +42,7 @@ def build(column: str, classes: int, size: int, stem: str, *, bn: bool = False, 
         layers += [nn.ReLU(inplace=True), nn.Dropout()]
         inputs = hidden
     network = Classifier(features(column, size, stem, bn=bn), grid, nn.Sequential(*layers, nn.Linear(hidden, classes)))
-    initialise(network)
+    initialise(network, "fan_out" if bn else "fan_in")
     return network
 
 
@@ -84,5 +84,5 @@ def vggbn(classes: int, size: int, stem: str) -> nn.Module:
 
 def vggbnv2(classes: int, size: int, stem: str) -> nn.Module:
     network = Classifier(features("A", size, stem), 1, nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, classes)))
-    initialise(network)
+    initialise(network, "fan_in")
     return network

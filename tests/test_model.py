@@ -17,6 +17,7 @@ COUNTS = {
     "vgg16bn": 138_365_992, "vgg19bn": 143_678_248, "googlenet": 13_004_888, "inception2": 19_124_528,
     "ninbn": 8_655_336, "squeezenet": 1_248_424,
 }  # fmt: skip
+DEEP = {"vgg", "vgg11", "vgg13", "vgg16", "vgg19", "vggbn", "vggbnv2", "inception2"}  # no batch norm: by fan-in
 TWINS = {  # ours: torchvision's with the same weights
     "alexnetowt": "alexnet", "vgg11": "vgg11", "vgg13": "vgg13", "vgg16": "vgg16", "vgg19": "vgg19", "vgg11bn": "vgg11_bn",
     "vgg13bn": "vgg13_bn", "vgg16bn": "vgg16_bn", "vgg19bn": "vgg19_bn", "googlenet": "googlenet",
@@ -81,8 +82,8 @@ def test_initial_weights_are_he_s(name: str) -> None:
     network = create(name, 4, 32)
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 20_000:
-            fan_out = module.weight[0, 0].numel() * module.weight.shape[0]
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+            fan = module.weight[0, 0].numel() * module.weight.shape[1 if name in DEEP else 0]
+            assert module.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
         if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
             assert not module.bias.any()
 

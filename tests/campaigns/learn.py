@@ -38,7 +38,7 @@ def learn(name: str, epochs: int, *more: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--only", nargs="*", default=list(OURS))
     arguments = parser.parse_args()
     for name in arguments.only:
