@@ -105,13 +105,16 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
     return (
         data.loader(train, pipeline(options, augmentation.parse(options.augment)), plan, run.device, **settings),
-        data.loader(test, pipeline(options, []), test_plan, run.device, **settings),
+        data.loader(test, pipeline(options, [], ten=options.tenCrop), test_plan, run.device, **settings),
     )
 
 
-def pipeline(options: Options, steps: list[augmentation.Step]) -> Pipeline:
+def pipeline(options: Options, steps: list[augmentation.Step], *, ten: bool = False) -> Pipeline:
     sizes = options.imageSize, options.cropSize
-    return Pipeline(steps, *sizes, seed=options.manualSeed, interpolation=options.interpolation)
+    try:
+        return Pipeline(steps, *sizes, seed=options.manualSeed, interpolation=options.interpolation, ten=ten)
+    except ValueError as error:
+        raise Refused(f"--augment: {error}") from None
 
 
 def statistics(options: Options, images: data.Images) -> tuple[list[float], list[float]]:

@@ -33,13 +33,16 @@ def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> 
 class Batch(NamedTuple):
     """images: (N, 3, S, S) uint8 and labels: (N,) int64 on the device; indices: (N,) int64 of the data set.
 
-    total: images of this batch over all ranks.
+    In ten-crop testing images are (N, 5, 3, S, S).
+
+    total: images of this batch over all ranks; number: its place in the epoch.
     """
 
     images: Tensor
     labels: Tensor
     indices: np.ndarray
     total: int
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +125,11 @@ class ArrayLoader:
         for number in range(start, len(self.plan)):
             indices = self.plan.indices(epoch, number)
             pixels = self.pixels[torch.from_numpy(indices).to(self.pixels.device)]
-            images = self.pipeline.arrays(pixels, epoch, indices).expand(-1, 3, -1, -1).to(self.device)
-            images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices).to(self.device))
+            images = self.pipeline.arrays(pixels, epoch, indices).to(self.device)
+            images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
+            images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
             labels = self.labels[torch.from_numpy(indices)].to(self.device)
-            yield Batch(images, labels, indices, self.plan.size(number))
+            yield Batch(images, labels, indices, self.plan.size(number), number)
 
 
 class _Task(NamedTuple):
@@ -176,11 +180,12 @@ class _Reader(Dataset):
         side = self.pipeline.crop_size
         window = self.pipeline.windows(sizes[:, 0], sizes[:, 1], epoch, indices)
         # Channels last, as decoders give them and convolutions on a CPU like them.
-        images = torch.empty(len(files), 3, side, side, dtype=torch.uint8, memory_format=torch.channels_last)
+        parts = window.box.shape[1:-1]  # (), or (5,) for ten-crop testing
+        images = torch.empty(len(files), *parts, side, side, 3, dtype=torch.uint8).movedim(-1, -3)
         keep = np.ones(len(files), bool)
         for place, content in enumerate(files):
             try:
-                images[place] = decode.window(
+                images[place] = decode.windows(
                     content, window.box[place], side, whole=window.whole, headroom=window.headroom,
                     interpolation=self.pipeline.interpolation,
                 )  # fmt: skip
@@ -243,9 +248,9 @@ class FileLoader:
             if bad:
                 raise Refused("bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0])))
             images = images.to(self.device, non_blocking=True)
-            draws = self.pipeline.draws(epoch, indices.numpy()).to(self.device)
+            draws = self.pipeline.draws(epoch, indices.numpy())
             labels = self.labels[indices].to(self.device)
-            yield Batch(self.pipeline.finish(images, draws), labels, indices.numpy(), self.plan.size(number))
+            yield Batch(self.pipeline.finish(images, draws), labels, indices.numpy(), self.plan.size(number), number)
 
     def _read(self) -> Iterator[Any]:
         try:

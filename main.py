@@ -48,12 +48,14 @@ def train(
     progress = run.progress
     network.train()
     sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device)
+    classes = len(loader.images.classes)
     batches = loader.epoch(progress.epoch, progress.batch)
     for batch in run.watch(batches, f"epoch {progress.epoch + 1}", len(loader) - progress.batch):
         utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
         updater.begin(progress.step)
-        logits = network(batch.images, heads=True)  # (N, K) of each head, the main one first
-        loss = loss_of(logits, batch.labels, weights)
+        images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
+        logits = network(images, heads=True)  # (N, K) of each head, the main one first
+        loss = loss_of(logits, targets, weights)
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
         run.after_step(sums)
@@ -73,14 +75,22 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
     network.eval()
     sums, scores, labels = Sums(run.device), [], []
     for batch in run.watch(loader.epoch(0), "test", len(loader)):
-        logits = network(batch.images)  # (N, K)
-        sums.add(F.cross_entropy(logits, batch.labels), logits, batch.labels)
-        scores.append(logits.softmax(1))
+        logarithms = log_probabilities(network, batch.images)  # (N, K)
+        sums.add(F.nll_loss(logarithms, batch.labels), logarithms, batch.labels)
+        scores.append(logarithms.exp())
         labels.append(batch.labels)
         run.check_stop(trained)
     precisions = average_precisions(torch.cat(scores).cpu(), torch.cat(labels).cpu())
     shown = figures("test", sums, run)
     return shown | {"test_map": 100 * precisions.nanmean().item()}
+
+
+def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """Return (N, K). images: (N, 3, S, S), or (N, 5, 3, S, S): the mean over these five and their mirror images then."""
+    if images.dim() == 4:
+        return network(images).float().log_softmax(1)
+    crops = [view for part in images.unbind(1) for view in (part, part.flip(3))]
+    return (sum(network(crop).float().softmax(1) for crop in crops) / len(crops)).log()
 
 
 def figures(name: str, sums: Sums, run: Run) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Options:
     valShare: float | None = option(None, DATA, "share of a folder without val/ that is tested on, 0 to 1", low=0, shown="none")
     balanced: bool = option(False, DATA, "draw a class first, then one of its training images")
     limit: int | None = option(None, DATA, "images a pass, for trying out", low=1, shown="all")
+    tenCrop: bool = option(False, DATA, "test on the mean of four corners, centre and their mirror images")
     synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
 
     netType: str = option("alexnetbn", NET, "network", choices=NETWORKS)

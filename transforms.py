@@ -1,29 +1,36 @@
 """The train and the test pipeline: from stored images to the uint8 pixels that the network sees.
 
-    window (which part of the stored image is read, at what size) -> geometry -> flip -> colour -> noise -> erase
+    window (which part of the stored image is read, at what size) -> geometry -> flip -> colour -> noise -> erase -> mix
 
 For files the window is all that a loader's worker does: it decodes that part and no more. For arrays it is one gather
 for the whole batch. The rest runs on whole batches on the device. Each step draws from a random stream of its own.
+
+    python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png      shows what the network sees
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augmentation import WINDOW, Step
+from augmentation import MIX, WINDOW, Step
+from augmentation.mix import DRAWS
 from randomness import uniforms
+
+TRIES = 10  # of RandomSizedCrop, as torchvision's
 
 
 @dataclass(frozen=True)
 class Window:
     """Parts of N stored images that become (size, size) pixels each, in pixels of the stored image.
 
-    box: (N, 4) float64, left, top, right, bottom; it may reach over the border, where the result is black.
+    box: (N, 4) float64, left, top, right, bottom; it may reach over the border, where the result is black. (N, 5, 4)
+    for the five parts of ten-crop testing.
     whole: what lies beyond the box counts in the resizing filter, as if the whole image were resized and then cropped.
     headroom: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its scale while it stays this many times too large: 1 in
     training; 4 in testing, where the result must be within 1 grey level of resizing the whole image (measured: 2 gave
@@ -37,16 +44,28 @@ class Window:
 
 
 class Pipeline:
-    """What happens to images of one pass. steps: from `augmentation.parse`; sizes in pixels; seed: of the run."""
+    """What happens to images of one pass. steps: from `augmentation.parse`; sizes in pixels; seed: of the run.
+
+    ten: give the four corners and the centre of each image, (N, 5, ...), for ten-crop testing.
+    """
 
     def __init__(
-        self, steps: Sequence[Step], image_size: int, crop_size: int, *, seed: int = 0, interpolation: str = "bilinear"
-    ) -> None:
+        self, steps: Sequence[Step], image_size: int, crop_size: int, *,
+        seed: int = 0, interpolation: str = "bilinear", ten: bool = False,
+    ) -> None:  # fmt: skip
         self.image_size, self.crop_size, self.seed, self.interpolation = image_size, crop_size, seed, interpolation
         self.window_steps = {step.name: step.values for step in steps if step.entry.stage == WINDOW}
-        self.steps = [step for step in steps if step.entry.stage != WINDOW]
-        self.functions = [_find(step.entry.function) for step in self.steps]
+        self.steps = [step for step in steps if WINDOW < step.entry.stage < MIX]
+        self.mixes = [step for step in steps if step.entry.stage == MIX]
         self.padding = int(self.window_steps.get("pad", (0,))[0])
+        self.ten = ten
+        if "scale" in self.window_steps and self.window_steps["scale"][0] < crop_size:
+            raise ValueError(f"scale:{self.window_steps['scale'][0]:g} is less than the crop's {crop_size} pixels: raise it")
+
+    @property
+    def varied(self) -> bool:
+        """True where each image is resized by another factor."""
+        return "resizedcrop" in self.window_steps or "scale" in self.window_steps
 
     def windows(self, widths: np.ndarray, heights: np.ndarray, epoch: int, indices: np.ndarray) -> Window:
         """Choose the part of each image that is read. widths, heights: (N,) pixels of the stored images.
@@ -55,12 +74,29 @@ class Pipeline:
         a square of crop_size is taken: at random with `crop`, else the centre.
         """
         sides = np.stack([widths, heights], 1).astype(np.float64)  # (N, 2)
-        shorter = sides.min(1, keepdims=True)
-        scaled = np.floor(self.image_size * sides / shorter)
+        random = bool(self.window_steps.keys() & {"crop", "resizedcrop"})
+        headroom = 1 if random else 4
+        if "resizedcrop" in self.window_steps:
+            u = uniforms(self.seed, epoch, indices, 4 * TRIES, "resizedcrop").numpy().astype(np.float64)
+            return Window(sized_boxes(sides, u, *self.window_steps["resizedcrop"]), self.crop_size, False, headroom)
+        scaled = np.floor(self._shorter(epoch, indices) * sides / sides.min(1, keepdims=True))
         offset = self._offsets(scaled, epoch, indices)
         ratio = sides / scaled  # pixels of the stored image a pixel of the scaled one
-        box = np.concatenate([offset * ratio, (offset + self.crop_size) * ratio], 1)
-        return Window(box, self.crop_size, headroom=1 if "crop" in self.window_steps else 4)
+        if self.ten:
+            free = scaled - self.crop_size
+            corners = [[0, 0], [1, 0], [0, 1], [1, 1]]
+            offset = np.stack([*(free * corner for corner in corners), offset], 1)  # (N, 5, 2)
+            ratio = ratio[:, None]
+        box = np.concatenate([offset * ratio, (offset + self.crop_size) * ratio], -1)
+        return Window(box, self.crop_size, headroom=headroom)
+
+    def _shorter(self, epoch: int, indices: np.ndarray) -> Any:
+        """Return the shorter side that images are scaled to: one for all, or with `scale` (N, 1) drawn ones."""
+        if "scale" not in self.window_steps:
+            return self.image_size
+        least, most = self.window_steps["scale"]
+        u = uniforms(self.seed, epoch, indices, 1, "scale").numpy().astype(np.float64)
+        return np.floor(least + u * (most - least + 1))
 
     def _offsets(self, scaled: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
         """Return left and top, (N, 2) whole pixels of the scaled image, of the square that is taken."""
@@ -71,14 +107,29 @@ class Pipeline:
         return np.floor(u * (free + 2 * self.padding + 1)) - self.padding
 
     def arrays(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
-        """Scale and crop images of one size. pixels: (N, C, H, W) uint8 -> (N, C, S, S) uint8."""
+        """Scale and crop images of one size. pixels: (N, C, H, W) uint8 -> (N, C, S, S), or (N, 5, C, S, S), uint8."""
         height, width = pixels.shape[2:]
+        if self.varied:
+            return self._cut_each(pixels, epoch, indices)
         shorter = min(height, width)
         scaled = (self.image_size * height // shorter, self.image_size * width // shorter)
         if scaled != (height, width):
             pixels = resize(pixels, scaled, self.interpolation)
+        if self.ten:
+            return five_crops(pixels, self.crop_size)
         sides = np.tile(np.array([[scaled[1], scaled[0]]], np.float64), (len(indices), 1))
         return crop(pixels, self._offsets(sides, epoch, indices).astype(np.int64), self.crop_size, self.padding)
+
+    def _cut_each(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
+        from datasets.decode import cut
+
+        height, width = pixels.shape[2:]
+        window = self.windows(np.full(len(indices), width), np.full(len(indices), height), epoch, indices)
+        parts = [
+            cut(image, box, window.size, window.whole, self.interpolation)
+            for image, box in zip(pixels.cpu(), window.box, strict=True)
+        ]
+        return torch.stack(parts).to(pixels.device) if parts else pixels.new_empty(0, pixels.shape[1], *[window.size] * 2)
 
     def draws(self, epoch: int, indices: np.ndarray) -> Tensor:
         """Return the random numbers of all steps on the device, side by side: (N, sum of draws) float32."""
@@ -86,21 +137,58 @@ class Pipeline:
         return torch.cat(columns, 1) if columns else torch.empty(len(indices), 0)
 
     def finish(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Run the steps after the window. images: (N, 3, S, S) uint8 on any device; draws: from `draws`, on it too."""
+        """Run the steps after the window. images: (N, 3, S, S) uint8 on any device; draws: from `draws`, on the host."""
         start = 0
-        for step, function in zip(self.steps, self.functions, strict=True):
-            images = function(images, draws[:, start : start + step.entry.draws], *step.values)
+        on_device = draws.to(images.device, non_blocking=True)
+        for step in self.steps:
+            u = (draws if step.entry.host else on_device)[:, start : start + step.entry.draws]
+            images = _find(step.entry.function)(images, u, *step.values)
             start += step.entry.draws
         return images
 
+    def mix(self, images: Tensor, labels: Tensor, classes: int, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        """Mix images and labels within batch `number`; without such a step return both as they are."""
+        for step in self.mixes:
+            u = uniforms(self.seed, epoch, np.array([number]), DRAWS, step.name)[0]
+            return _find(step.entry.function)(images, labels, classes, u, *step.values)
+        return images, labels
 
-def _find(name: str):
+
+def _find(name: str) -> Any:
     module, function = name.split(":")
     return getattr(import_module(f"augmentation.{module}"), function)
 
 
-def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+def sized_boxes(sides: np.ndarray, u: np.ndarray, low: float, high: float, aspect: float) -> np.ndarray:
+    """Return RandomSizedCrop's boxes, (N, 4) left, top, right, bottom in whole pixels.
+
+    sides: (N, 2) width and height; u: (N, 40), four for each of ten tries: area, aspect, left, top. The first box that
+    fits is taken (Szegedy 2014, arXiv 1409.4842, section 6, in torchvision's form), else the largest central one of an
+    allowed aspect.
+    """
+    area, shape, left, top = u.reshape(len(u), TRIES, 4).transpose(2, 0, 1)  # each (N, tries)
+    areas = sides.prod(1, keepdims=True) * (low + (high - low) * area)
+    aspects = np.exp(np.log(aspect) * (2 * shape - 1))
+    wide, tall = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))
+    width, height = sides[:, :1], sides[:, 1:]
+    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+    lefts, tops = np.floor(left * (width - wide + 1)), np.floor(top * (height - tall + 1))
+    boxes = np.stack([lefts, tops, lefts + wide, tops + tall], 2)[np.arange(len(u)), fits.argmax(1)]
+    return np.where(fits.any(1)[:, None], boxes, _central(sides, aspect))
+
+
+def _central(sides: np.ndarray, aspect: float) -> np.ndarray:
+    width, height = sides.T
+    wide = np.minimum(width, np.rint(height * aspect))
+    tall = np.minimum(height, np.rint(width * aspect))
+    left, top = (width - wide) // 2, (height - tall) // 2
+    return np.stack([left, top, left + wide, top + tall], 1)
+
+
+def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
     """Resize (N, C, H, W) uint8 to (N, C, *size) with antialiasing, as Pillow does. interpolation: bilinear, bicubic."""
+    if not len(images):
+        return images.new_empty(0, images.shape[1], *size)
     return F.interpolate(images, size, mode=interpolation, antialias=True, align_corners=False)
 
 
@@ -116,3 +204,23 @@ def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Te
     squares = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, tops, lefts, size, size), no copy
     place = torch.from_numpy(offsets).to(images.device)
     return squares[torch.arange(len(images), device=images.device), :, place[:, 1], place[:, 0]]
+
+
+def five_crops(images: Tensor, size: int) -> Tensor:
+    """Return the four corners and the centre of each image, (N, 5, C, size, size)."""
+    height, width = images.shape[2:]
+    bottom, right = height - size, width - size
+    middle = round(bottom / 2), round(right / 2)
+    places = ((0, 0), (0, right), (bottom, 0), (bottom, right), middle)
+    return torch.stack([images[:, :, top : top + size, left : left + size] for top, left in places], 1)
+
+
+def main() -> None:
+    """Draw a sheet of 8 images, 8 times each, as the network sees them."""
+    import sheets
+
+    sheets.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -25,6 +25,104 @@ def jitter(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
     return chain(images, factors, order)
 
 
+def brightness(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
+    """Multiply by a factor in [1 - strength, 1 + strength]. 1 draw."""
+    return _one(images, u, strength, 0)
+
+
+def contrast(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
+    """Move away from or toward the image's mean grey, by such a factor. 1 draw."""
+    return _one(images, u, strength, 1)
+
+
+def saturation(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
+    """Move away from or toward each pixel's grey, by such a factor. 1 draw."""
+    return _one(images, u, strength, 2)
+
+
+def _one(images: Tensor, u: Tensor, strength: float, operation: int) -> Tensor:
+    factors = (1 + strength * (2 * u[:, :1] - 1)).expand(-1, 3)
+    return chain(images, factors, torch.full((len(images), 1), operation, device=images.device))
+
+
+def lighting(images: Tensor, u: Tensor, deviation: float = 0.1) -> Tensor:
+    """Add colour noise along the principal axes of ImageNet's colours (Krizhevsky 2012, section 4.1). 4 draws.
+
+    deviation: of the normal draw of each axis, in units of its eigenvalue.
+    """
+    values = torch.tensor(EIGENVALUES, device=images.device)
+    vectors = torch.tensor(EIGENVECTORS, device=images.device)
+    added = (normal(u)[:, :3] * deviation * values) @ vectors.T  # (N, 3), of colours in [0, 1]
+    unit = 255 if images.dtype == torch.uint8 else 1
+    identity = torch.eye(3, device=images.device).expand(len(images), 3, 3)
+    return affine(images, identity, unit * added[:, :, None])
+
+
+# Of ImageNet's colours in [0, 1], as fb.resnet.torch gives them.
+EIGENVALUES = (0.2175, 0.0188, 0.0045)
+EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+def normal(u: Tensor) -> Tensor:
+    """Turn uniforms (N, even) into as many standard normal numbers, by Box and Muller."""
+    radius = torch.sqrt(-2 * torch.log1p(-u[:, 0::2]))
+    angle = 2 * torch.pi * u[:, 1::2]
+    return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)
+
+
+def hsv(images: Tensor, u: Tensor, hue: float = 0.05, saturation: float = 0.3, value: float = 0.3) -> Tensor:
+    """Turn the hue by up to `hue` of the circle, and multiply saturation and value by 1 +- theirs. 3 draws."""
+    turn = hue * (2 * u[:, 0] - 1)
+    factors = 1 + torch.tensor([saturation, value], device=u.device) * (2 * u[:, 1:3] - 1)
+    return shift_hsv(images, turn, factors[:, 0], factors[:, 1])
+
+
+def shift_hsv(images: Tensor, turn: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Add `turn` (of the circle) to the hue and multiply saturation and value. turn, saturation, value: (N,)."""
+    colours = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    high, low = colours.amax(1), colours.amin(1)  # (N, H, W)
+    spread = high - low
+    red, green, blue = colours.unbind(1)
+    divisor = torch.where(spread == 0, torch.ones_like(spread), spread)
+    of_red, of_green = (green - blue) / divisor % 6, (blue - red) / divisor + 2
+    hue = torch.where(high == red, of_red, torch.where(high == green, of_green, (red - green) / divisor + 4)) / 6
+    grey = torch.where(high == 0, torch.ones_like(high), high)
+    amount = (spread / grey * saturation[:, None, None]).clamp_(0, 1)
+    bright = (high * value[:, None, None]).clamp_(0, 1)
+    angle = (hue + turn[:, None, None]) % 1 * 6
+    # Each channel is the value less what the hue, seen from that channel, takes away (A. R. Smith's hexcone in one line).
+    place = torch.stack([(angle + offset) % 6 for offset in (5, 3, 1)], 1)  # (N, 3, H, W)
+    fall = torch.minimum(place, 4 - place).clamp_(0, 1)
+    result = bright[:, None] * (1 - amount[:, None] * fall)
+    return _like(255 * result if images.dtype == torch.uint8 else result, images)
+
+
+def grey(images: Tensor, u: Tensor, probability: float = 0.1) -> Tensor:
+    """Turn an image grey with this probability. 1 draw."""
+    factors = (u[:, :1] >= probability).float().expand(-1, 3)
+    return chain(images, factors, torch.full((len(images), 1), 2, device=images.device))
+
+
+def mul(images: Tensor, u: Tensor, factor: float = 1.0) -> Tensor:
+    """Multiply all pixels by one factor. 0 draws."""
+    return _like(images.float() * factor, images)
+
+
+def vignette(images: Tensor, u: Tensor, strength: float = 0.5) -> Tensor:
+    """Darken toward the corners: by 1 - a r^2, r being 1 in a corner and a in [0, strength]. 1 draw."""
+    height, width = images.shape[2:]
+    y = torch.linspace(-1, 1, height, device=u.device) if height > 1 else torch.zeros(1, device=u.device)
+    x = torch.linspace(-1, 1, width, device=u.device) if width > 1 else torch.zeros(1, device=u.device)
+    radius = (y[:, None] ** 2 + x[None, :] ** 2) / 2
+    return _like(images.float() * (1 - strength * u[:, 0, None, None, None] * radius), images)
+
+
+def _like(values: Tensor, images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return values.round().clamp(0, 255).to(torch.uint8)
+    return values.clamp(0, 1).to(images.dtype)
+
+
 def chain(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Apply brightness (0), contrast (1) and saturation (2) with factors (N, 3) in the order (N, any) of each image."""
     grey = torch.tensor(GREY, device=images.device)

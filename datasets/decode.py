@@ -63,11 +63,15 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
         raise ValueError(_reason(error, data)) from None
 
 
-def window(data: bytes, box: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear") -> Tensor:
-    """Return the part `box` (left, top, right, bottom, in pixels of the stored image) as (3, side, side) uint8.
+def windows(
+    data: bytes, boxes: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear"
+) -> Tensor:
+    """Return the part `boxes` (left, top, right, bottom, in pixels of the stored image) as (3, side, side) uint8.
 
-    whole, headroom: see `transforms.Window`. Raises ValueError with the reason.
+    boxes: (4,), or (parts, 4), of one size: then (parts, 3, side, side). whole, headroom: see `transforms.Window`.
+    Raises ValueError with the reason.
     """
+    box = boxes.reshape(-1, 4)[0]
     scale = min(box[2] - box[0], box[3] - box[1]) / side
     reduce = 1
     while reduce < 8 and scale >= 2 * reduce * headroom:
@@ -75,8 +79,11 @@ def window(data: bytes, box: np.ndarray, side: int, *, whole: bool, headroom: fl
     image = pixels(data, reduce)
     if reduce > 1:
         width, height = size(data)
-        box = box * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    return cut(torch.from_numpy(image).permute(2, 0, 1), box, side, whole, interpolation)
+        boxes = boxes * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+    planes = torch.from_numpy(image).permute(2, 0, 1)
+    if boxes.ndim == 1:
+        return cut(planes, boxes, side, whole, interpolation)
+    return torch.stack([cut(planes, box, side, whole, interpolation) for box in boxes])
 
 
 def cut(image: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: str) -> Tensor:

@@ -1,5 +1,7 @@
 """The parts that the networks' tables are made of."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ def width(features: nn.Sequential) -> int:
     return [layer.out_channels for layer in features.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def initialise(network: nn.Module, mode: str = "fan_out") -> None:
+def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
     """Draw convolutions by He (arXiv 1502.01852, fan-out) and hidden linear layers (fan-in); set all biases to zero.
 
     mode: fan_out, or fan_in for deep networks without batch norm, whose activations it keeps level: by fan-out VGG's

@@ -11,7 +11,7 @@ from common import ROOT
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"augmentation", "datasets", "models", "benchmark"}
 LAYERS = {
     "randomness": set(),
-    "transforms": {"augmentation", "randomness"},
+    "transforms": {"augmentation", "datasets", "randomness"},
     "augmentation": {"augmentation", "randomness"},
     "models": {"models"},
     "utils": {"randomness"},
@@ -41,7 +41,7 @@ LAYERS = {
     },
     "main": {"opts", "configs", "metrics", "optimizer", "run", "utils"},
 }
-ENTRYPOINTS = {"main", "predict", "export", "prepare", "compare", "benchmark"}
+ENTRYPOINTS = {"main", "sheets", "predict", "export", "prepare", "compare", "benchmark"}
 
 
 def imports(path: Path) -> set[str]:

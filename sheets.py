@@ -1,0 +1,55 @@
+"""Pictures of what the network sees: `python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import augmentation
+import configs
+import data
+import opts
+import utils
+
+IMAGES, DRAWS = 8, 8  # rows and columns of the sheet
+GAP = 2  # pixels between two images
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read main.py's options and --out, and write the sheet."""
+    arguments = sys.argv[1:] if argv is None else argv
+    out = Path("sheet.png")
+    if "--out" in arguments[:-1]:
+        place = arguments.index("--out")
+        out = Path(arguments[place + 1])
+        arguments = arguments[:place] + arguments[place + 2 :]
+    with utils.clear_errors():
+        options = opts.parse(arguments)
+        train, _ = configs.open_both(options)
+        pipeline = configs.pipeline(options, augmentation.parse(options.augment))
+        plan = data.Plan(len(train), IMAGES, options.manualSeed, limit=IMAGES)
+        source = data.loader(train, pipeline, plan, torch.device("cpu"))
+        columns = []
+        for epoch in range(DRAWS):
+            batch = next(iter(source.epoch(epoch)))
+            images, _ = pipeline.mix(batch.images, batch.labels, len(train.classes), epoch, 0)
+            columns.append(images)
+        save(torch.stack(columns, 1), out)
+        print(f"{out}: {len(columns[0])} images, a row each, {DRAWS} draws of {options.augment}")
+
+
+def save(images: Tensor, path: Path) -> None:
+    """Write (rows, columns, 3, H, W) uint8 as one picture."""
+    rows, columns, _, height, width = images.shape
+    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + GAP), column * (width + GAP)
+            sheet[top : top + height, left : left + width] = images[row, column].permute(1, 2, 0).numpy()
+    scale = max(1, 96 // height)
+    picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
+    with utils.whole_file(path, "wb") as file:
+        picture.save(file, "PNG")
