@@ -46,7 +46,7 @@ class SqueezeNet(nn.Module):
                 inputs = 2 * row[1]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(), nn.Conv2d(inputs, classes, 1))
-        initialise(self)
+        initialise(self, "fan_in")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images)).mean((2, 3))

@@ -17,7 +17,7 @@ COUNTS = {
     "vgg16bn": 138_365_992, "vgg19bn": 143_678_248, "googlenet": 13_004_888, "inception2": 19_124_528,
     "ninbn": 8_655_336, "squeezenet": 1_248_424,
 }  # fmt: skip
-DEEP = {"vgg", "vgg11", "vgg13", "vgg16", "vgg19", "vggbn", "vggbnv2", "inception2"}  # no batch norm: by fan-in
+DEEP = {"vgg", "vgg11", "vgg13", "vgg16", "vgg19", "vggbn", "vggbnv2", "inception2", "squeezenet"}  # no batch norm: by fan-in
 TWINS = {  # ours: torchvision's with the same weights
     "alexnetowt": "alexnet", "vgg11": "vgg11", "vgg13": "vgg13", "vgg16": "vgg16", "vgg19": "vgg19", "vgg11bn": "vgg11_bn",
     "vgg13bn": "vgg13_bn", "vgg16bn": "vgg16_bn", "vgg19bn": "vgg19_bn", "googlenet": "googlenet",
