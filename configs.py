@@ -38,6 +38,7 @@ def start(options: Options) -> Iterator[Run]:
     device = utils.device_for(options.GPU, options.nGPU)
     torch.backends.cudnn.enabled = options.backend == "cudnn"
     torch.backends.cudnn.benchmark = options.backend == "cudnn"
+    utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")
     new = not options.folder.exists()
     with Signals() as signals, Lock(options.folder):

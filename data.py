@@ -18,9 +18,10 @@ from datasets import DATASETS, decode
 from datasets.images import ArrayImages, FileImages
 from randomness import shuffled, uniforms
 from transforms import Pipeline
-from utils import Failed, Refused, printable
+from utils import Failed, Refused, keep_memory, printable
 
 Images = ArrayImages | FileImages
+AT_ONCE = 32  # batches whose images are worked out together
 RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
 
 
@@ -77,7 +78,19 @@ class Plan:
     def indices(self, epoch: int, number: int) -> np.ndarray:
         """Return this rank's images of a batch, (N,) int64: every world-th one."""
         start = number * self.batch
-        positions = np.arange(start, start + self.size(number), dtype=np.int64)[self.rank :: self.world]
+        return self._images(epoch, np.arange(start + self.rank, start + self.size(number), self.world, dtype=np.int64))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield this rank's images of each batch from number `start` on: hashed for many batches at once."""
+        for first in range(start, len(self), AT_ONCE):
+            numbers = range(first, min(first + AT_ONCE, len(self)))
+            ends = [number * self.batch + self.size(number) for number in numbers]
+            places = [np.arange(n * self.batch + self.rank, end, self.world) for n, end in zip(numbers, ends, strict=True)]
+            images = self._images(epoch, np.concatenate(places))
+            yield from np.split(images, np.cumsum([len(place) for place in places])[:-1])
+
+    def _images(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Return the images at these positions of an epoch, (N,) int64."""
         count = min(self.count, self.limit or self.count)
         if self.shuffle:
             positions = shuffled(positions, count, self.seed, epoch)
@@ -100,9 +113,7 @@ class BalancedPlan(Plan):
         order = pool[np.argsort(self.labels[pool], kind="stable")]
         return np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)
 
-    def indices(self, epoch: int, number: int) -> np.ndarray:
-        start = number * self.batch
-        positions = np.arange(start, start + self.size(number), dtype=np.int64)[self.rank :: self.world]
+    def _images(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         u = uniforms(self.seed, epoch, positions, 2, "balanced").numpy().astype(np.float64)
         members = [self._by_class[int(v)] for v in u[:, 0] * len(self._by_class)]
         return np.array([own[int(v * len(own))] for own, v in zip(members, u[:, 1], strict=True)], np.int64)
@@ -122,9 +133,8 @@ class ArrayLoader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
-        for number in range(start, len(self.plan)):
-            indices = self.plan.indices(epoch, number)
-            pixels = self.pixels[torch.from_numpy(indices).to(self.pixels.device)]
+        for number, indices in enumerate(self.plan.epoch(epoch, start), start):
+            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device))
             images = self.pipeline.arrays(pixels, epoch, indices).to(self.device)
             images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
             images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
@@ -205,6 +215,7 @@ def start_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_memory()
 
 
 class FileLoader:

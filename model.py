@@ -55,8 +55,7 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) uint8, or float in [0, 1] -> (N, 3, S, S) of the buffers' float type."""
         scale = (1 / 255 if images.dtype == torch.uint8 else 1.0) / self.std
-        images = images.to(self.mean.dtype, memory_format=torch.channels_last)
-        return torch.addcmul(-(self.mean / self.std)[:, None, None], images, scale[:, None, None])
+        return (images.to(self.mean.dtype) * scale[:, None, None]).sub_((self.mean / self.std)[:, None, None])
 
 
 class Network(nn.Module):

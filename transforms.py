@@ -8,6 +8,7 @@ for the whole batch. The rest runs on whole batches on the device. Each step dra
     python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png      shows what the network sees
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augmentation import MIX, WINDOW, Step
+from augmentation.colour import to_uint8
 from augmentation.mix import DRAWS
 from randomness import uniforms
 
+MATRIX = 64  # pixels a side up to which images are resized by matrices
 TRIES = 10  # of RandomSizedCrop, as torchvision's
 
 
@@ -113,12 +116,15 @@ class Pipeline:
             return self._cut_each(pixels, epoch, indices)
         shorter = min(height, width)
         scaled = (self.image_size * height // shorter, self.image_size * width // shorter)
+        sides = np.tile(np.array([[scaled[1], scaled[0]]], np.float64), (len(indices), 1))
+        offsets = self._offsets(sides, epoch, indices).astype(np.int64)
         if scaled != (height, width):
+            if max(height, width) <= MATRIX and not (self.ten or self.padding):
+                return resized_crop(pixels, scaled, offsets, self.crop_size, self.interpolation)
             pixels = resize(pixels, scaled, self.interpolation)
         if self.ten:
             return five_crops(pixels, self.crop_size)
-        sides = np.tile(np.array([[scaled[1], scaled[0]]], np.float64), (len(indices), 1))
-        return crop(pixels, self._offsets(sides, epoch, indices).astype(np.int64), self.crop_size, self.padding)
+        return crop(pixels, offsets, self.crop_size, self.padding)
 
     def _cut_each(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         from datasets.decode import cut
@@ -204,6 +210,43 @@ def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Te
     squares = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, tops, lefts, size, size), no copy
     place = torch.from_numpy(offsets).to(images.device)
     return squares[torch.arange(len(images), device=images.device), :, place[:, 1], place[:, 0]]
+
+
+def resized_crop(images: Tensor, scaled: tuple[int, int], offsets: np.ndarray, size: int, interpolation: str) -> Tensor:
+    """Resize to `scaled` and cut a square out of each image, computing that square only: two matrix products an image.
+
+    The weights are whole multiples of 2^-14 and pixels are rounded after each product, as Pillow does: all sums are
+    exact in float32, so neither the batch nor the device can change a bit. Returns (N, C, size, size) uint8.
+    """
+    count, channels, height, width = images.shape
+    if count and (offsets == offsets[0]).all():
+        return _one_crop(images, scaled, offsets[0], size, interpolation)
+    place = torch.from_numpy(offsets).to(images.device)
+    across = _resize_matrix(width, scaled[1], size, interpolation, images.device).index_select(0, place[:, 0])  # (N, S, W)
+    down = _resize_matrix(height, scaled[0], size, interpolation, images.device).index_select(0, place[:, 1])  # (N, S, H)
+    rows = torch.bmm(images.float().view(count, channels * height, width), across.transpose(1, 2)).clamp_(0, 255)
+    result = torch.matmul(down[:, None], rows.add_(0.5).floor_().view(count, channels, height, size))
+    return to_uint8(result.clamp_(0, 255).add_(0.5))  # halves go up, as Pillow's do
+
+
+def _one_crop(images: Tensor, scaled: tuple[int, int], offset: np.ndarray, size: int, interpolation: str) -> Tensor:
+    """Do what `resized_crop` does where all images have one offset: two products for the whole batch."""
+    count, channels, height, width = images.shape
+    across = _resize_matrix(width, scaled[1], size, interpolation, images.device)[int(offset[0])]  # (S, W)
+    down = _resize_matrix(height, scaled[0], size, interpolation, images.device)[int(offset[1])]  # (S, H)
+    rows = (images.float().view(-1, width) @ across.T).clamp_(0, 255).add_(0.5).floor_()
+    columns = rows.view(-1, height, size).transpose(1, 2).reshape(-1, height) @ down.T  # (N C S, S)
+    result = to_uint8(columns.clamp_(0, 255).add_(0.5))
+    return result.view(count, channels, size, size).transpose(2, 3).contiguous()
+
+
+@functools.lru_cache(maxsize=16)
+def _resize_matrix(length: int, scaled: int, size: int, interpolation: str, device: torch.device) -> Tensor:
+    """Return, for each offset, the weights of `size` pixels of the scaled axis: (scaled - size + 1, size, length)."""
+    unit = torch.eye(length).view(1, 1, length, length)
+    weights = F.interpolate(unit, (scaled, length), mode=interpolation, antialias=True)[0, 0]  # (scaled, length)
+    weights = (weights * 2**14).round() / 2**14
+    return weights.unfold(0, size, 1).transpose(1, 2).contiguous().to(device)
 
 
 def five_crops(images: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Augmentations of colour. images: (N, 3, H, W) uint8 in [0, 255] or float in [0, 1]; u: (N, draws) float32 in [0, 1).
 
 Brightness, contrast and saturation are affine in the three channels, and stay so in a chain: one pass measures the
-mean colour of each image, one applies a 3 x 3 matrix and a bias. So a chain clamps once, at its end, where torchvision
+mean grey of each image, one applies a 3 x 3 matrix and a bias. So a chain clamps once, at its end, where torchvision
 clamps after each operation.
 """
 
@@ -119,33 +119,39 @@ def vignette(images: Tensor, u: Tensor, strength: float = 0.5) -> Tensor:
 
 def _like(values: Tensor, images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
-        return values.round().clamp(0, 255).to(torch.uint8)
+        return to_uint8(values.round().clamp_(0, 255))
     return values.clamp(0, 1).to(images.dtype)
 
 
+def to_uint8(values: Tensor) -> Tensor:
+    """Cut floats in [0, 256) to uint8: by way of int16, for which the CPU has a vector instruction; 5 times as fast."""
+    return values.to(torch.int16).to(torch.uint8)
+
+
 def chain(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Apply brightness (0), contrast (1) and saturation (2) with factors (N, 3) in the order (N, any) of each image."""
+    """Apply brightness (0), contrast (1) and saturation (2) with factors (N, 3) in the order (N, any) of each image.
+
+    Whatever the order, the result is a x + b grey(x) + c with three numbers an image, for grey(grey(x)) = grey(x).
+    """
     grey = torch.tensor(GREY, device=images.device)
-    identity = torch.eye(3, device=images.device)
-    shades = grey.expand(3, 3)  # maps a colour to its grey, three times
-    mean = channel_means(images)  # (N, 3)
-    matrix = identity.expand(len(images), 3, 3)
-    bias = mean.new_zeros(len(images), 3, 1)
-    for place in range(order.shape[1]):
-        operation = order[:, place]
-        factor = factors.gather(1, operation[:, None])[:, :, None]  # (N, 1, 1)
-        level = grey @ (matrix @ mean[:, :, None] + bias)  # (N, 1): the mean grey as it stands
-        toward = torch.where((operation == 2)[:, None, None], shades, torch.zeros_like(shades))
-        step = factor * identity + (1 - factor) * toward
-        constant = torch.where((operation == 1)[:, None, None], (1 - factor) * level[:, None], torch.zeros_like(factor))
-        matrix, bias = step @ matrix, step @ bias + constant
-    return affine(images, matrix, bias)
+    mean = channel_means(images) @ grey  # (N,), the image's mean grey
+    a, b, c = torch.ones_like(mean), torch.zeros_like(mean), torch.zeros_like(mean)
+    for operation in order.unbind(1):
+        factor = factors.gather(1, operation[:, None])[:, 0]
+        contrast, saturation = (1 - factor) * (operation == 1), (1 - factor) * (operation == 2)
+        level = (a + b) * mean + c  # the mean grey as it stands
+        c = factor * c + contrast * level + saturation * c
+        b = factor * b + saturation * (a + b)
+        a = factor * a
+    matrix = a[:, None, None] * torch.eye(3, device=images.device) + b[:, None, None] * grey
+    return affine(images, matrix, c[:, None, None].expand(-1, 3, 1))
 
 
 def channel_means(images: Tensor) -> Tensor:
     """Return the mean of each channel, (N, C) float32, in the images' own unit."""
     if images.dtype == torch.uint8:
-        return images.flatten(2).sum(2, dtype=torch.int64).float() / (images.shape[2] * images.shape[3])
+        kind = torch.int32 if images.shape[2] * images.shape[3] < 2**23 else torch.int64  # whole numbers: exact
+        return images.flatten(2).sum(2, dtype=kind).float() / (images.shape[2] * images.shape[3])
     return images.flatten(2).mean(2)
 
 
@@ -155,4 +161,4 @@ def affine(images: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return torch.baddbmm(bias.to(colours.dtype), matrix.to(colours.dtype), colours).clamp_(0, 1).view_as(images)
     result = torch.baddbmm(bias + 0.5, matrix, colours.float()).clamp_(0, 255)  # + 0.5: the cast then rounds
-    return result.to(torch.uint8).view(images.shape)
+    return to_uint8(result).view(images.shape)

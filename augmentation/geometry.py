@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from augmentation.colour import to_uint8
+
 
 def flip(images: Tensor, u: Tensor) -> Tensor:
     """Mirror image n left-right where u[n] < 1/2. 1 draw."""
-    return torch.where(u[:, 0, None, None, None] < 0.5, images.flip(3), images)
+    count = len(images)
+    # Choosing among both kinds copies whole images; torch.where, pixel by pixel, is 4 times as slow on a CPU.
+    place = torch.arange(count, device=u.device) + count * (u[:, 0] >= 0.5)
+    return torch.cat([images.flip(3), images]).index_select(0, place)
 
 
 def shift(images: Tensor, u: Tensor, pixels: float = 4) -> Tensor:
@@ -67,5 +72,5 @@ def affine(
 def like(values: Tensor, images: Tensor) -> Tensor:
     """Return float `values` as the type of `images`: rounded and clamped for uint8."""
     if images.dtype == torch.uint8:
-        return values.round_().clamp_(0, 255).to(torch.uint8)
+        return to_uint8(values.round_().clamp_(0, 255))
     return values.clamp_(0, 1).to(images.dtype)

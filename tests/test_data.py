@@ -162,6 +162,7 @@ def test_every_image_is_in_one_batch_of_one_rank(count: int, batch: int, limit: 
     for shuffle in (False, True):
         plans = [data.Plan(count, batch, 1, shuffle, limit, rank, world) for rank in range(world)]
         seen = np.concatenate([plan.indices(3, number) for plan in plans for number in range(len(plan))])
+        assert (np.concatenate([part for plan in plans for part in plan.epoch(3)]) == seen).all()
         assert len(seen) == len(set(seen.tolist())) == plans[0].images
         assert sum(plans[0].size(number) for number in range(len(plans[0]))) == plans[0].images
         left_out = min(count, limit or count) - plans[0].images

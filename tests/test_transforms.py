@@ -123,6 +123,9 @@ def test_a_cut_file_is_refused_and_never_half_grey(photographs: list[np.ndarray]
 
 def test_arrays_are_scaled_and_cropped_as_torchvision_does(photographs: list[np.ndarray]) -> None:
     images = batch(photographs)
+    bicubic = Pipeline([], 64, 40, interpolation="bicubic").arrays(images, 0, np.arange(6))
+    usual = v2.resize(images, [64], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    assert (bicubic.int() - v2.center_crop(usual, [40]).int()).abs().max() <= 1
     ours = Pipeline([], 40, 32).arrays(images, 0, np.arange(6))
     theirs = v2.center_crop(v2.resize(images, [40], antialias=True), [32])
     assert (ours.int() - theirs.int()).abs().max() <= 1

