@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,8 +22,9 @@ import data
 import model
 import optimizer
 import utils
+from datasets.fetch import digest_of, fetch
 from logger import Logger
-from models import NETWORKS
+from models import NETWORKS, OURS
 from opts import FREE, Options
 from randomness import key
 from run import Lock, Run, Signals, ending, environment, prepare_folder
@@ -76,10 +79,7 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
     """Open the training and the test images. Raises Refused."""
     more: dict[str, Any] = {}
     if options.valShare is not None:
-        where = Path(options.data_dir or ".").resolve()
-        name = f"split-{key(str(where)):016x}.csv"
-        kept = Path(options.expDir, options.dataset, name)
-        more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": kept}
+        more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": split_path(options)}
     if options.dataset == "synthetic":
         more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
     train = data.open_images(options.dataset, options.data_dir, "train", **more)
@@ -89,6 +89,12 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
         names = ", ".join(utils.printable(train.classes[label]) for label in absent[:5])
         print(f"warning: {len(absent)} classes have no test image: {names}{', ...' if len(absent) > 5 else ''}", flush=True)
     return train, test
+
+
+def split_path(options: Options) -> Path:
+    """Return the file that keeps the split of the folder, for all runs."""
+    where = Path(options.data_dir or ".").resolve()
+    return Path(options.expDir, options.dataset, f"split-{key(str(where)):016x}.csv")
 
 
 def loaders(options: Options, run: Run) -> tuple[Any, Any]:
@@ -102,6 +108,9 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
         raise Refused(f"{train.where} has {len(train)} training images in this pass: 2 are needed at least")
     if plan.images < min(len(train), options.limit or len(train)):
         run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
+    if options.valShare is not None and run.ranks.first:
+        shutil.copy(split_path(options), run.folder / "split.csv")
+        run.logger.say(f"split     {len(train)} images to train on, {len(test)} to test on: {run.folder / 'split.csv'}")
     test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
     settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
     return (
@@ -132,6 +141,34 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
     return ours.cached(str(Path(options.expDir, options.dataset, "statistics.json")), key, compute)
 
 
+def header(options: Options, run: Run, network: model.Network, train: Any, test: Any) -> None:
+    """Say what is about to be trained, on what and where."""
+    images, counts = train.images, np.bincount(train.images.labels, minlength=len(train.images.classes))
+    low, high = int(counts.argmin()), int(counts.argmax())
+    smallest, largest = (f"{utils.printable(images.classes[label])} {counts[label]}" for label in (low, high))
+    sizes = f"{train.plan.images} of {len(images)} training and {test.plan.images} of {len(test.images)} test images"
+    training = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    total = model.parameters(network)
+    share = f", {training:,} of them train" if training < total else ""
+    rates = "the regime stretched over" if options.LR is None else f"{options.LR:g} held over"
+    per_gpu = f", {options.batchSize / options.nGPU:g} a GPU" if options.nGPU > 1 else ""
+    first, _ = updates_at(options, len(train))
+    run.logger.say(
+        f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
+        f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
+        f"network   {options.netType}: {total:,} parameters{share}\n"
+        f"training  {options.nEpochs} epochs of {len(train)} steps, global batch {options.batchSize}{per_gpu}; learning rate "
+        f"{first:g}, {rates} {options.nEpochs * len(train)} steps, not scaled with the batch\n"
+        f"device    {run.settings['device']}, {run.settings['threads']} threads, {options.nThreads} reading processes\n"
+        f"folder    {run.folder}; go on with: {run.resume_command}"
+    )
+
+
+def updates_at(options: Options, steps_per_epoch: int) -> tuple[float, float]:
+    """Return learning rate and weight decay of the first step."""
+    return _schedule(options, steps_per_epoch).at(0)
+
+
 def class_weights(options: Options, images: data.Images, device: torch.device) -> torch.Tensor | None:
     """Return the loss's weight of each class, (K,) float32: inverse to its images, 1 on average over all images."""
     if not options.classWeights:
@@ -141,16 +178,17 @@ def class_weights(options: Options, images: data.Images, device: torch.device) -
     return torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
-def network(options: Options, run: Run, images: data.Images) -> nn.Module:
+def network(options: Options, run: Run, images: data.Images) -> model.Network:
     """Return the network on the run's device, with its weights where a file brings them."""
     made = model.create(
         options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
         interpolation=options.interpolation,
     )  # fmt: skip
-    if options.retrain:
-        anew = model.load_weights(made, read_weights(options.retrain), options.retrain)
+    weights = options.retrain or (pretrained(options.netType) if options.pretrained and run.saved is None else None)
+    if weights:
+        anew = model.load_weights(made, read_weights(weights), weights)
         if anew:
-            run.logger.say(f"{options.retrain} has other classes or heads: {', '.join(anew)} start anew")
+            run.logger.say(f"{weights} has other classes or heads: {', '.join(anew)} start anew")
     elif run.saved is None:
         made.normalise.set(*statistics(options, images))
     if options.freeze:
@@ -162,7 +200,26 @@ def network(options: Options, run: Run, images: data.Images) -> nn.Module:
     return made.to(run.device).to(memory_format=torch.channels_last)
 
 
+def pretrained(name: str) -> str:
+    """Return the file of torchvision's published weights for a network, fetched if it is missing. Raises Refused."""
+    from torchvision.models import get_model_weights
+
+    twin = NETWORKS[name].twin
+    if not twin:
+        known = ", ".join(other for other, entry in OURS.items() if entry.twin)
+        raise Refused(f"--pretrained: there are no published weights for {name}; there are for {known} and torchvision's own")
+    weights = next(iter(get_model_weights(twin)))  # the first published ones: those of the paper's recipe
+    path = Path(os.path.expanduser("~/.cache/torch/hub/checkpoints"), weights.url.rsplit("/", 1)[1])
+    digest = path.stem.rsplit("-", 1)[1]
+    if not path.exists():
+        fetch(weights.url, path, digest, "sha256")
+    elif not digest_of(path, "sha256").startswith(digest):
+        raise Refused(f"{path} has a SHA-256 that does not begin with {digest}: remove it, it is then fetched again")
+    return str(path)
+
+
 def read_weights(path: str) -> Any:
+    """Return what a file of weights holds: ours, verified, or others', read as plain data. Raises Refused."""
     try:
         return checkpoint.read(path)
     except OSError as error:
@@ -173,11 +230,17 @@ def read_weights(path: str) -> Any:
 
 def updates(options: Options, run: Run, network: nn.Module, steps_per_epoch: int) -> optimizer.Updater:
     """Return what updates the network's weights."""
-    plan = optimizer.schedule(
-        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay,
-        first=NETWORKS[options.netType].LR, regime=NETWORKS[options.netType].regime,
-    )  # fmt: skip
-    return optimizer.Updater(network, optimizer.sgd(network, options.momentum, backbone=options.backboneLR), plan, run.ranks)
+    factor = options.backboneLR
+    return optimizer.Updater(
+        network, optimizer.sgd(network, options.momentum, backbone=factor), _schedule(options, steps_per_epoch), run.ranks
+    )
+
+
+def _schedule(options: Options, steps_per_epoch: int) -> optimizer.Schedule:
+    entry = NETWORKS[options.netType]
+    return optimizer.schedule(
+        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay, first=entry.LR, regime=entry.regime
+    )
 
 
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:

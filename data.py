@@ -125,7 +125,8 @@ class ArrayLoader:
     def __init__(self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device) -> None:
         self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
         resident = device.type == "cuda" and images.pixels.nbytes <= RESIDENT
-        self.pixels = images.pixels.to(device) if resident else images.pixels
+        stored = images.pixels.permute(0, 2, 3, 1).contiguous()  # channels last: resized twice as fast
+        self.pixels = stored.to(device) if resident else stored
         self.labels = torch.from_numpy(images.labels)
 
     def __len__(self) -> int:
@@ -134,7 +135,7 @@ class ArrayLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
         for number, indices in enumerate(self.plan.epoch(epoch, start), start):
-            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device))
+            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).permute(0, 3, 1, 2)
             images = self.pipeline.arrays(pixels, epoch, indices).to(self.device)
             images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
             images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))

@@ -1,6 +1,7 @@
 """What a run shows and writes of itself: console, log.jsonl, each step's loss."""
 
 import contextlib
+import csv
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import whole_file
+from utils import printable, whole_file
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
 
@@ -35,10 +36,19 @@ class Logger:
             self.current = bar
             yield bar
 
-    def step(self, line: str) -> None:
-        """Say one step's line, if lines are wanted; put the loss beside the bar otherwise."""
-        if self.verbose:
-            self.say(line)
+    def beside_bar(self, text: str) -> None:
+        """Show text at the end of the bar; it is drawn with the bar's next move."""
+        if self.bars:
+            self.current.set_postfix_str(text, refresh=False)
+
+    def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
+        """Write the test's confusion matrix: a row each true class, a column each predicted one."""
+        if self.quiet:
+            return
+        with whole_file(self.folder / "confusion.csv") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["true class", *map(printable, classes)])
+            writer.writerows([printable(name), *row] for name, row in zip(classes, matrix, strict=True))
 
     def restore(self, history: list[dict[str, Any]], epoch: int) -> None:
         """Make the files those of a run that has finished `epoch` epochs."""

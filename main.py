@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import configs
 import utils
-from metrics import Sums, average_precisions
+from metrics import Sums, average_precisions, confusion_matrix
 from optimizer import Updater
 from run import Run
 
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         train_loader, test_loader = configs.loaders(options, run)
         network = configs.network(options, run, train_loader.images)
         updater = configs.updates(options, run, network, len(train_loader))
+        configs.header(options, run, network, train_loader, test_loader)
         wrapped = utils.wrap(network, run.device, options.nGPU)
         weights = configs.class_weights(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), network=network, updater=updater)
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
             record |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": utils.peak_memory(run.device)}
             run.finish_epoch(sums, record)
+        run.summary()
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
         loss = loss_of(logits, targets, weights)
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
+        run.show_step(updater, sums, len(loader))
         run.after_step(sums)
     updater.settle()
     return sums, figures("train", sums, run)
@@ -80,9 +83,10 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
         scores.append(logarithms.exp())
         labels.append(batch.labels)
         run.check_stop(trained)
-    precisions = average_precisions(torch.cat(scores).cpu(), torch.cat(labels).cpu())
-    shown = figures("test", sums, run)
-    return shown | {"test_map": 100 * precisions.nanmean().item()}
+    every, truth = torch.cat(scores).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
+    precisions = average_precisions(every, truth)
+    run.logger.confusion(confusion_matrix(every.argmax(1), truth, every.shape[1]).tolist(), loader.images.classes)
+    return figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class Options:
     netType: str = option("alexnetbn", NET, "network", choices=NETWORKS)
     stem: str = option("fast", NET, "first layers below 64 pixels: fast, or fine (stride 1)", choices=("fast", "fine"))
     retrain: str | None = option(None, NET, "start from the weights, mean and std in this file", shown="none")
+    pretrained: bool = option(False, NET, "start from torchvision's published weights for this network")
     freeze: str | None = option(None, NET, "hold weights: `features`, or how many last layers train", shown="none")
     optimize: bool = option(False, NET, "recompute activations in the backward pass, to save memory")
 
@@ -269,6 +270,8 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"--valShare splits a folder, {options.dataset} has test images of its own: leave it out")
     if options.freeze is not None and options.freeze != "features" and not (options.freeze.isdigit() and int(options.freeze)):
         parser.error(f"argument --freeze: '{options.freeze}' is neither `features` nor a number of layers from 1 on")
+    if options.pretrained and options.retrain:
+        parser.error("--pretrained and --retrain exclude each other: name one source of weights")
     parts = options.synthetic.split(":")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
         parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")

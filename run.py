@@ -25,6 +25,7 @@ import checkpoint
 from checkpoint import Interval, Progress, Saver, Stateful
 from logger import Logger
 from metrics import Sums
+from optimizer import Updater
 from utils import Failed, Ranks, Refused
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -199,6 +200,18 @@ class Run:
                 torch.cuda.synchronize(self.device)
             clock.compute += time.perf_counter() - last
 
+    def show_step(self, updater: Updater, sums: Sums, batches: int) -> None:
+        """Say a line of this step, if lines are wanted; else put the latest loss that is known beside the bar."""
+        if not self.logger.verbose:
+            self.logger.beside_bar(f"loss {updater.loss:.3f}")
+            return
+        progress, clock = self.progress, self.clock
+        loss, top1, top5, count = sums.values.tolist()  # waits for the device: that is what lines cost
+        errors = f"top-1 err {100 - 100 * top1 / count:.2f}; top-5 err {100 - 100 * top5 / count:.2f}" if count else "skipped"
+        place = f"epoch[{progress.epoch + 1}/{self.epochs}][{progress.batch + 1}/{batches}]"
+        seconds = f"data {clock.data:.3f} s; forward-backward {clock.compute:.3f} s"
+        self.logger.say(f"{place} - loss {loss / max(count, 1):.4f}; {errors}; lr {updater.LR:g}; {seconds}")
+
     def after_step(self, sums: Sums) -> None:
         """Count the step; save when it is time; stop when asked to."""
         self.progress.batch += 1
@@ -244,6 +257,17 @@ class Run:
         names += [self._snapshot_name(record["epoch"])] if self._snapshot_due(record["epoch"]) else []
         self.save(None, lambda state: self._write_weights(names, state, record))
         self.logger.record(record, progress.history)
+
+    def summary(self) -> None:
+        """Say how the run ended."""
+        progress = self.progress
+        peak = max((record["peak_memory_bytes"] for record in progress.history), default=0)
+        best = (
+            "no epoch was tested"
+            if progress.best is None
+            else f"best test top-1 {progress.best:.2f} % in epoch {progress.best_epoch}"
+        )
+        self.logger.say(f"{best}: {self.folder / 'best.pt'}; at most {peak / 2**20:.0f} MiB were in use")
 
     def _snapshot_due(self, epoch: int) -> bool:
         return epoch == self.epochs or (self.snapshot != 0 and epoch % abs(self.snapshot) == 0)

@@ -22,9 +22,9 @@ from torch import Tensor
 from augmentation import MIX, WINDOW, Step
 from augmentation.colour import to_uint8
 from augmentation.mix import DRAWS
+from datasets.decode import cut
 from randomness import uniforms
 
-MATRIX = 64  # pixels a side up to which images are resized by matrices
 TRIES = 10  # of RandomSizedCrop, as torchvision's
 
 
@@ -119,23 +119,25 @@ class Pipeline:
         sides = np.tile(np.array([[scaled[1], scaled[0]]], np.float64), (len(indices), 1))
         offsets = self._offsets(sides, epoch, indices).astype(np.int64)
         if scaled != (height, width):
-            if max(height, width) <= MATRIX and not (self.ten or self.padding):
+            plain = not (self.ten or self.padding) and len(pixels)
+            if plain and pixels.is_cuda:
                 return resized_crop(pixels, scaled, offsets, self.crop_size, self.interpolation)
+            if plain and "crop" not in self.window_steps:  # one part for all: no more of it is resized than is seen
+                window = self.windows(np.array([width]), np.array([height]), epoch, indices[:1])
+                return cut(pixels, window.box[0], window.size, window.whole, self.interpolation)
             pixels = resize(pixels, scaled, self.interpolation)
         if self.ten:
             return five_crops(pixels, self.crop_size)
         return crop(pixels, offsets, self.crop_size, self.padding)
 
     def _cut_each(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
-        from datasets.decode import cut
-
         height, width = pixels.shape[2:]
         window = self.windows(np.full(len(indices), width), np.full(len(indices), height), epoch, indices)
         parts = [
-            cut(image, box, window.size, window.whole, self.interpolation)
+            cut(image[None], box, window.size, window.whole, self.interpolation)
             for image, box in zip(pixels.cpu(), window.box, strict=True)
         ]
-        return torch.stack(parts).to(pixels.device) if parts else pixels.new_empty(0, pixels.shape[1], *[window.size] * 2)
+        return torch.cat(parts).to(pixels.device) if parts else pixels.new_empty(0, pixels.shape[1], *[window.size] * 2)
 
     def draws(self, epoch: int, indices: np.ndarray) -> Tensor:
         """Return the random numbers of all steps on the device, side by side: (N, sum of draws) float32."""
@@ -207,37 +209,36 @@ def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Te
         images, offsets = F.pad(images, [padding] * 4), offsets + padding
     if images.shape[2:] == (size, size):
         return images
+    if not images.is_cuda:
+        return _copy_squares(images, offsets, size)
     squares = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, tops, lefts, size, size), no copy
     place = torch.from_numpy(offsets).to(images.device)
     return squares[torch.arange(len(images), device=images.device), :, place[:, 1], place[:, 0]]
 
 
+def _copy_squares(images: Tensor, offsets: np.ndarray, size: int) -> Tensor:
+    """Do what `crop` does, image by image: on a CPU twice as fast as one gather."""
+    result = np.empty((*images.shape[:2], size, size), np.uint8)
+    pixels, target = images.permute(0, 2, 3, 1).numpy(), result.transpose(0, 2, 3, 1)
+    for place, (left, top) in enumerate(offsets.tolist()):
+        target[place] = pixels[place, top : top + size, left : left + size]
+    return torch.from_numpy(result)
+
+
 def resized_crop(images: Tensor, scaled: tuple[int, int], offsets: np.ndarray, size: int, interpolation: str) -> Tensor:
     """Resize to `scaled` and cut a square out of each image, computing that square only: two matrix products an image.
 
-    The weights are whole multiples of 2^-14 and pixels are rounded after each product, as Pillow does: all sums are
-    exact in float32, so neither the batch nor the device can change a bit. Returns (N, C, size, size) uint8.
+    For GPUs, whose resizing kernels take no uint8. The weights are whole multiples of 2^-14 and pixels are rounded after
+    each product, as Pillow does: all sums are exact in float32, so neither the batch nor the device can change a bit.
+    Returns (N, C, size, size) uint8.
     """
     count, channels, height, width = images.shape
-    if count and (offsets == offsets[0]).all():
-        return _one_crop(images, scaled, offsets[0], size, interpolation)
     place = torch.from_numpy(offsets).to(images.device)
     across = _resize_matrix(width, scaled[1], size, interpolation, images.device).index_select(0, place[:, 0])  # (N, S, W)
     down = _resize_matrix(height, scaled[0], size, interpolation, images.device).index_select(0, place[:, 1])  # (N, S, H)
     rows = torch.bmm(images.float().view(count, channels * height, width), across.transpose(1, 2)).clamp_(0, 255)
     result = torch.matmul(down[:, None], rows.add_(0.5).floor_().view(count, channels, height, size))
     return to_uint8(result.clamp_(0, 255).add_(0.5))  # halves go up, as Pillow's do
-
-
-def _one_crop(images: Tensor, scaled: tuple[int, int], offset: np.ndarray, size: int, interpolation: str) -> Tensor:
-    """Do what `resized_crop` does where all images have one offset: two products for the whole batch."""
-    count, channels, height, width = images.shape
-    across = _resize_matrix(width, scaled[1], size, interpolation, images.device)[int(offset[0])]  # (S, W)
-    down = _resize_matrix(height, scaled[0], size, interpolation, images.device)[int(offset[1])]  # (S, H)
-    rows = (images.float().view(-1, width) @ across.T).clamp_(0, 255).add_(0.5).floor_()
-    columns = rows.view(-1, height, size).transpose(1, 2).reshape(-1, height) @ down.T  # (N C S, S)
-    result = to_uint8(columns.clamp_(0, 255).add_(0.5))
-    return result.view(count, channels, size, size).transpose(2, 3).contiguous()
 
 
 @functools.lru_cache(maxsize=16)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from datasets.arrays import CACHE
-from datasets.fetch import fetch, md5_of
+from datasets.fetch import digest_of, fetch
 from datasets.images import ArrayImages, check_labels
 from utils import Refused, whole_file
 
@@ -84,7 +84,7 @@ def find(what: Published, root: Path) -> Path:
     if not archive.exists():
         print(f"fetching {what.archive} to {root}", flush=True)
         fetch(SITE + what.archive, archive, what.md5)
-    elif (found := md5_of(archive)) != what.md5:
+    elif (found := digest_of(archive)) != what.md5:
         raise Refused(f"{archive} has MD5 {found}, not {what.md5}: remove it, it is then fetched again")
     unpack(archive, root / what.folder, names)
     return root / what.folder

@@ -80,25 +80,24 @@ def windows(
     if reduce > 1:
         width, height = size(data)
         boxes = boxes * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    planes = torch.from_numpy(image).permute(2, 0, 1)
-    if boxes.ndim == 1:
-        return cut(planes, boxes, side, whole, interpolation)
-    return torch.stack([cut(planes, box, side, whole, interpolation) for box in boxes])
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    parts = [cut(planes, box, side, whole, interpolation)[0] for box in boxes.reshape(-1, 4)]
+    return parts[0] if boxes.ndim == 1 else torch.stack(parts)
 
 
-def cut(image: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: str) -> Tensor:
-    """Resize the part `box` of `image`, (3, H, W) uint8, to (3, side, side)."""
+def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: str) -> Tensor:
+    """Resize the part `box` of images, (N, C, H, W) uint8, to (N, C, side, side)."""
     left, top, right, bottom = (float(edge) for edge in box)
     reach = SUPPORT[interpolation] if whole else 0
-    columns = _axis(left, right, side, image.shape[2], reach)
-    rows = _axis(top, bottom, side, image.shape[1], reach)
-    part = image[:, rows.start : rows.stop, columns.start : columns.stop]
+    columns = _axis(left, right, side, images.shape[3], reach)
+    rows = _axis(top, bottom, side, images.shape[2], reach)
+    part = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
     if rows.scale == 1 and columns.scale == 1:
-        result = part[:, : rows.count, : columns.count]
+        result = part[:, :, : rows.count, : columns.count]
     else:
         resize = KERNELS[interpolation]
-        result = resize(part[None], [rows.count, columns.count], False, 1 / rows.scale, 1 / columns.scale)[0]
-    result = result[:, rows.skip :, columns.skip :]
+        result = resize(part, [rows.count, columns.count], False, 1 / rows.scale, 1 / columns.scale)
+    result = result[:, :, rows.skip :, columns.skip :]
     margins = [columns.before, columns.after, rows.before, rows.after]
     return F.pad(result, margins) if any(margins) else result
 

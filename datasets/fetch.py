@@ -1,4 +1,4 @@
-"""Fetch one published file: checked by its MD5, resumed where it was cut off, never left half-written under its name."""
+"""Fetch one published file: checked by its hash, resumed where it was cut off, never left half-written under its name."""
 
 import hashlib
 import urllib.error
@@ -14,10 +14,11 @@ CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
+def fetch(url: str, path: Path, digest: str, kind: str = "md5") -> None:
     """Bring `url` to `path`. What has come so far stays in `path`.part, and a second call goes on from there.
 
-    Raises Refused: cut off, another MD5 (what came is then removed), or no network, with the file to put where.
+    digest: what its hash of this kind begins with. Raises Refused: cut off, another hash (what came is then removed), or
+    no network, with the file to put where.
     """
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,11 +27,11 @@ def fetch(url: str, path: Path, md5: str) -> None:
     except (OSError, urllib.error.URLError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise Refused(f"cannot fetch {url} ({reason}): try again to go on, or put {path.name} into {path.parent}") from None
-    found = md5_of(part)
-    if found != md5:
+    found = digest_of(part, kind)
+    if not found.startswith(digest):
         part.unlink()
         raise Refused(
-            f"{url} came with MD5 {found}, not {md5}: it was removed; try again, or put {path.name} into {path.parent}"
+            f"{url} came with {kind} {found}, not {digest}: it was removed; try again, or put {path.name} into {path.parent}"
         )
     part.replace(path)
     sync_folder(path.parent)
@@ -59,6 +60,6 @@ def _receive(url: str, part: Path) -> None:
         raise OSError(f"cut off after {received} of {total} bytes")
 
 
-def md5_of(path: Path) -> str:
+def digest_of(path: Path, kind: str = "md5") -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()

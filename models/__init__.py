@@ -20,26 +20,27 @@ class Entry:
     LR: float = 1e-2  # the first learning rate of the regime
     regime: str = "torch7"  # a name in optimizer.REGIMES
     heads: tuple[str, ...] = ()
+    twin: str = ""  # torchvision's name of the network with the same weights
 
 
 OURS = {
     "alexnet": Entry("alexnet:alexnet", 16, "Krizhevsky 2012, two columns"),
-    "alexnetowt": Entry("alexnet:alexnetowt", 16, "Krizhevsky 2014, one column (torchvision's alexnet)"),
+    "alexnetowt": Entry("alexnet:alexnetowt", 16, "Krizhevsky 2014, one column (torchvision's alexnet)", twin="alexnet"),
     "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm"),
     "alexnetbn": Entry("alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer"),
     "overfeat": Entry("overfeat:overfeat", 16, "Sermanet 2013, fast model"),
-    "vgg": Entry("vgg:vgg11", 16, "Simonyan 2014, column A"),
-    "vgg11": Entry("vgg:vgg11", 16, "column A"),
-    "vgg13": Entry("vgg:vgg13", 16, "column B"),
-    "vgg16": Entry("vgg:vgg16", 16, "column D"),
-    "vgg19": Entry("vgg:vgg19", 16, "column E"),
+    "vgg": Entry("vgg:vgg11", 16, "Simonyan 2014, column A", twin="vgg11"),
+    "vgg11": Entry("vgg:vgg11", 16, "column A", twin="vgg11"),
+    "vgg13": Entry("vgg:vgg13", 16, "column B", twin="vgg13"),
+    "vgg16": Entry("vgg:vgg16", 16, "column D", twin="vgg16"),
+    "vgg19": Entry("vgg:vgg19", 16, "column E", twin="vgg19"),
     "vggbn": Entry("vgg:vggbn", 16, "column A, batch norm after hidden linear layers"),
     "vggbnv2": Entry("vgg:vggbnv2", 16, "column A, average pooling, batch norm, one linear layer"),
-    "vgg11bn": Entry("vgg:vgg11bn", 16, "column A, batch norm after convolutions (torchvision's vgg11_bn)"),
-    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same"),
-    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same"),
-    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same"),
-    "googlenet": Entry("googlenet:googlenet", 16, "Szegedy 2014, batch norm", heads=("aux1", "aux2")),
+    "vgg11bn": Entry("vgg:vgg11bn", 16, "column A, batch norm after convolutions (torchvision's vgg11_bn)", twin="vgg11_bn"),
+    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", twin="vgg13_bn"),
+    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", twin="vgg16_bn"),
+    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", twin="vgg19_bn"),
+    "googlenet": Entry("googlenet:googlenet", 16, "Szegedy 2014, batch norm", heads=("aux1", "aux2"), twin="googlenet"),
     "inception2": Entry("inception2:inception2", 16, "Ioffe 2015 without batch norm", heads=("head",)),
     "ninbn": Entry("nin:ninbn", 16, "network in network, batch norm", LR=0.1, regime="nin"),
     "squeezenet": Entry("squeezenet:squeezenet", 16, "Iandola 2016, simple bypass"),
@@ -64,6 +65,6 @@ _SMALLEST = {"alexnet": 63, "inception_v3": 75, "squeezenet1_0": 21, "squeezenet
 _HEADS = {"inception_v3": ("AuxLogits",)}
 
 NETWORKS = {
-    name: Entry(f"peers:build:{name}", _SMALLEST.get(name, 32), "torchvision's", heads=_HEADS.get(name, ()))
+    name: Entry(f"peers:build:{name}", _SMALLEST.get(name, 32), "torchvision's", heads=_HEADS.get(name, ()), twin=name)
     for name in TORCHVISION
 } | OURS

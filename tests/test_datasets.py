@@ -20,7 +20,7 @@ import data
 import main
 import prepare
 from datasets import arrays, cifar, folder
-from datasets.fetch import fetch, md5_of
+from datasets.fetch import digest_of, fetch
 from datasets.split import split
 from utils import Refused
 
@@ -126,7 +126,7 @@ def test_a_fetch_that_was_cut_off_goes_on(site: tuple[str, Path], tmp_path: Path
     content = np.random.default_rng(1).bytes(300_000)
     (root / "cut.bin").write_bytes(content)
     (root / "whole.bin").write_bytes(content)
-    md5 = md5_of(root / "whole.bin")
+    md5 = digest_of(root / "whole.bin")
     with pytest.raises(Refused, match=r"cut off after 150000 of 300000.*put whole\.bin"):
         fetch(url + "cut.bin", tmp_path / "whole.bin", md5)
     assert (tmp_path / "whole.bin.part").stat().st_size == 150_000
@@ -153,7 +153,7 @@ def test_an_archive_is_unpacked_to_its_own_files_only(tmp_path: Path, monkeypatc
         tar.add(__file__, "../outside.py")
     with pytest.raises(Refused, match="has MD5"):
         cifar.cifar10(str(tmp_path), "test")
-    monkeypatch.setattr(cifar, "CIFAR10", cifar.Published(**cifar.CIFAR10.__dict__ | {"md5": md5_of(archive)}))
+    monkeypatch.setattr(cifar, "CIFAR10", cifar.Published(**cifar.CIFAR10.__dict__ | {"md5": digest_of(archive)}))
     assert len(cifar.cifar10(str(tmp_path), "test")) == 20
     assert not (tmp_path.parent / "outside.py").exists()
     assert {p.name for p in (tmp_path / cifar.CIFAR10.folder).iterdir()} == {"batches.meta", "test_batch", *cifar.CIFAR10.train}

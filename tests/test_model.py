@@ -136,6 +136,30 @@ def test_logits_are_torchvision_s(name: str) -> None:
             close(head, their, 2e-4)
 
 
+def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    import configs
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
+    with pytest.raises(Refused, match="does not begin with 7be5be79"):
+        configs.pretrained("alexnetowt")
+    monkeypatch.setattr(configs, "digest_of", lambda path, kind: "7be5be79" + hashlib.sha256().hexdigest())
+    assert configs.pretrained("alexnetowt").endswith("alexnet-owt-7be5be79.pth")
+    with pytest.raises(Refused, match="no published weights for ninbn"):
+        configs.pretrained("ninbn")
+    monkeypatch.setattr("datasets.fetch.urllib.request.urlopen", refuse)
+    with pytest.raises(Refused, match=r"put vgg16-397923af\.pth into"):
+        configs.pretrained("vgg16")
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError("no network")
+
+
 def test_data_parallel_files_load_and_another_class_count_starts_the_last_layers_anew() -> None:
     source, target = create("googlenet", 10, 32), create("googlenet", 3, 32)
     anew = load_weights(target, {f"module.{key}": value for key, value in source.state_dict().items()}, "file.pt")

@@ -90,3 +90,12 @@ def test_continue_takes_the_run_s_own_options_and_tells_what_changed(tmp_path: P
 def test_nearest_names() -> None:
     assert opts.nearest("VGG61", ["vgg16", "alexnet"]) == "; did you mean 'vgg16'?"
     assert opts.nearest("zzz", ["vgg16"]) == ""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_says_what_it_reaches(path: Path) -> None:
+    options = opts.parse([f"@{path}"])
+    assert path.stem in (f"{options.netType}-{options.dataset}", "my-folder")
+    if path.stem != "my-folder":
+        text = path.read_text()
+        assert all(word in text for word in ("# Published:", "# Source:", "# Reached here:"))

@@ -23,9 +23,10 @@ LAYERS = {
     "optimizer": {"utils"},
     "checkpoint": {"utils"},
     "logger": {"utils", "metrics"},
-    "run": {"checkpoint", "logger", "metrics", "utils"},
+    "run": {"checkpoint", "logger", "metrics", "optimizer", "utils"},
     "opts": {"augmentation", "datasets", "models"},
     "configs": {
+        "datasets",
         "randomness",
         "augmentation",
         "checkpoint",
