@@ -1,0 +1,156 @@
+"""Data loading from image files: the Torch7 suite's table for your own folder, and how far it is from the limit.
+
+The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in testing. The limit is what as
+many processes do that decode the same files and nothing else. Without --data_dir a small folder of made-up textures with
+ILSVRC's byte sizes is written to a temporary folder, so that this runs anywhere.
+"""
+
+import argparse
+import io
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from PIL import Image
+
+import augmentation
+import data
+import utils
+from benchmark import timing
+from datasets import decode, folder
+from datasets.images import FileImages
+from transforms import Pipeline
+
+BATCH, SCALED, SIDE = 128, 256, 224
+MADE = {"train": 512, "val": 256}  # images of the made-up folder
+
+
+def ours(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> Iterator[Any]:
+    """Yield uint8 batches as they reach the device."""
+    steps = augmentation.parse(arguments.augment if train else "none")
+    pipeline = Pipeline(steps, SCALED, SIDE, seed=2)
+    plan = data.Plan(len(images), BATCH, 2, train)
+    source = data.loader(images, pipeline, plan, torch.device("cpu"), workers=arguments.nThreads, start_method="fork")
+    for epoch in range(arguments.epochs):
+        yield from source.epoch(epoch)
+
+
+def theirs(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> Iterator[Any]:
+    """Yield batches of the usual loader: PIL, torchvision's transforms, float32, normalised."""
+    from torchvision import transforms as v1
+    from torchvision.datasets import ImageFolder
+
+    steps: list[Any] = [v1.Resize(SCALED)]
+    steps += [v1.RandomCrop(SIDE), v1.RandomHorizontalFlip()] if train else [v1.CenterCrop(SIDE)]
+    if train and "resizedcrop" in arguments.augment:
+        steps = [v1.RandomResizedCrop(SIDE), v1.RandomHorizontalFlip()]
+    steps += [v1.ColorJitter(0.4, 0.4, 0.4)] if train and "jitter" in arguments.augment else []
+    steps += [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    source = torch.utils.data.DataLoader(
+        ImageFolder(images.where, v1.Compose(steps)), BATCH, shuffle=train, num_workers=arguments.nThreads,
+        persistent_workers=arguments.nThreads > 0, multiprocessing_context="fork" if arguments.nThreads else None,
+    )  # fmt: skip
+    for _ in range(arguments.epochs):
+        yield from source
+
+
+def ceiling(images: FileImages, processes: int) -> float:
+    """Return the images a second that so many processes decode when they do nothing else."""
+    shares = [range(start, len(images), max(1, processes)) for start in range(max(1, processes))]
+    context = multiprocessing.get_context("fork")
+    with context.Pool(len(shares), utils.keep_memory) as pool:
+        pool.map(partial(_decode, images), [share[:8] for share in shares])
+        started = time.perf_counter()
+        pool.map(partial(_decode, images), shares, chunksize=1)
+        return len(images) / (time.perf_counter() - started)
+
+
+def _decode(images: FileImages, share: range) -> None:
+    for index in share:
+        decode.pixels(images.read(index))
+
+
+def make(root: Path) -> None:
+    """Write textures of 500 x 375 pixels with about ILSVRC's 110 kB a file."""
+    noise = np.random.default_rng(1)
+    for part, count in MADE.items():
+        for number in range(count):
+            coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+            pixels = np.asarray(coarse, np.int16) + noise.integers(-9, 10, (375, 500, 1), np.int16)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
+            path = root / part / f"class {number % 4}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", help="folder with train/ and val/ (default: a made-up one)")
+    parser.add_argument("--nThreads", type=int, default=2, help="processes that read (default: 2)")
+    parser.add_argument("--batches", type=int, default=1000, help="of 128, a repetition (default: 1000)")
+    parser.add_argument("--epochs", type=int, default=2, help="of the folder at most, a repetition (default: 2)")
+    parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
+    parser.add_argument("--augment", default="crop,flip", help="training augmentations (default: crop,flip)")
+    parser.add_argument("--peer", choices=["torchvision"], help="measure the usual loader in the same run")
+    parser.add_argument("--json", help="file for the figures")
+    arguments = parser.parse_args()
+    utils.keep_memory()
+    with utils.clear_errors(), tempfile.TemporaryDirectory() as scratch:
+        if arguments.data_dir is None:
+            make(Path(scratch))
+        run(arguments, arguments.data_dir or scratch)
+
+
+def run(arguments: argparse.Namespace, root: str) -> None:
+    parts = {"train": folder.folder(root, "train"), "test": folder.folder(root, "test")}
+    ways = {}
+    for part, images in parts.items():
+        ways[f"{part} ours"] = partial(measure, partial(ours, images, arguments, train=part == "train"), arguments.batches)
+        if arguments.peer:
+            ways[f"{part} {arguments.peer}"] = partial(
+                measure, partial(theirs, images, arguments, train=part == "train"), arguments.batches
+            )
+    figures = {name: timing.summary(runs) for name, runs in timing.alternate(ways, arguments.repetitions).items()}
+    limits = {part: ceiling(images, arguments.nThreads) for part, images in parts.items()}
+    rows = [["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ours is"]]
+    for name, figure in figures.items():
+        part = name.split()[0]
+        rate = BATCH / figure["seconds_per_batch"]
+        ratio = figure["seconds_per_batch"] / figures[f"{part} ours"]["seconds_per_batch"]
+        figure |= {"images_per_second": rate, "share_of_decoding": rate / limits[part], "ours_is_faster_by": ratio}
+        cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}", f"{rate:.0f}"]
+        rows.append([name, *cells, f"{rate / max(1, arguments.nThreads):.0f}", f"{rate / limits[part]:.0%}", f"x {ratio:.2f}"])
+    timing.table(rows)
+    print(
+        f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
+    )
+    timing.write(arguments.json, {"figures": figures, "decoding_images_per_second": limits})
+
+
+def measure(batches: Any, most: int) -> list[float]:
+    """Return the mean seconds a batch of one pass, from the second batch on: workers give batches in bursts."""
+    started, count, images = None, 0, 0
+    for batch in batches():
+        size = len(batch[0])
+        if started is None:
+            started = time.perf_counter()
+            continue
+        count, images = count + 1, images + size
+        if count == most:
+            break
+    assert started is not None
+    return [(time.perf_counter() - started) / max(images, 1) * BATCH]
+
+
+if __name__ == "__main__":
+    main()
