@@ -5,6 +5,7 @@ read back, renamed, and only then are older ones removed: whatever instant a pro
 checkpoint is there.
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -67,6 +68,10 @@ def verify(path: str | os.PathLike[str]) -> None:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError) as error:
         raise Damaged(f"{path} is damaged or no checkpoint: {error}") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that leads before the file's begin
+            raise Damaged(f"{path} is damaged: an entry's place lies outside of it") from None
+        raise
     if damaged:
         raise Damaged(f"{path} is damaged: {damaged} has a wrong CRC")
 
@@ -100,7 +105,8 @@ def newest(folder: Path) -> tuple[Path, Any] | None:
         try:
             return path, read(path)
         except (Damaged, OSError) as error:
-            print(f"{printable(error)}: trying the one before", file=sys.stderr, flush=True)
+            reason = f"cannot read {path}: {error.strerror}" if isinstance(error, OSError) else error
+            print(f"{printable(reason)}: trying the one before", file=sys.stderr, flush=True)
     return None
 
 

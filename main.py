@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         configs.header(options, run, network, train_loader, test_loader)
         wrapped = utils.wrap(network, run.device, options.nGPU)
         weights = configs.class_weights(options, train_loader.images, run.device)
-        progress = run.resume(configs.changed(options), network=network, updater=updater)
+        progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
             sums, trained = train(run, wrapped, train_loader, updater, weights)

@@ -165,7 +165,7 @@ class Run:
     saved: Any = None  # the checkpoint that the run goes on from
     clock: Clock = field(default_factory=Clock)
 
-    def resume(self, changed: dict[str, tuple[Any, Any]], **parts: Stateful) -> Progress:
+    def resume(self, changed: dict[str, tuple[Any, Any]], go_on: bool = False, **parts: Stateful) -> Progress:
         """Take `parts` as what is saved, and fill them from the checkpoint, if there is one. Says how exact it is."""
         self.parts = parts
         if self.saved is not None:
@@ -179,6 +179,8 @@ class Run:
             exact = "bit for bit as if it had not stopped" if not breaks else "not bit for bit: " + ", ".join(breaks)
             self.logger.say(f"continuing from {path}, epoch {self.progress.epoch + 1}, step {self.progress.step}, {exact}")
             self.saved = None
+        elif go_on:
+            self.logger.say("nothing was saved here yet: starting from the beginning")
         self.logger.restore(self.progress.history, self.progress.epoch)
         self.signals.armed = True
         return self.progress

@@ -167,3 +167,29 @@ def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
             main.train(run, network, loader, updater)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_ten_crops_give_the_same_figures_in_batches_of_any_size(images: Path, tmp_path: Path) -> None:
+    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20", "--tenCrop"]
+    arguments += ["--netType", "vgg", "--LR", "0", "--weightDecay", "0"]  # without batch norm nothing changes the weights
+    figures = []
+    for size in ("24", "5"):
+        main.main([*arguments, "--batchSize", size, "--expDir", str(tmp_path / size)])
+        figures.append(log_of(tmp_path / size)[0])
+    assert figures[0]["test_top1"] == figures[1]["test_top1"]
+    assert figures[0]["test_loss"] == pytest.approx(figures[1]["test_loss"], rel=1e-5)
+
+
+def test_ten_crop_probabilities_are_the_mean_of_ten() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    crops = torch.rand(3, 5, 3, 4, 4)
+    every = [part for place in range(5) for part in (crops[:, place], crops[:, place].flip(3))]
+    expected = torch.stack([network(part).softmax(1) for part in every]).mean(0)
+    with torch.no_grad():
+        torch.testing.assert_close(main.log_probabilities(network, crops).exp(), expected.detach())
+        torch.testing.assert_close(main.log_probabilities(network, crops[1:2]).exp(), expected[1:2].detach())
+
+
+def test_continue_where_nothing_was_saved_starts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main.main(["--dataset", "synthetic", "--synthetic", "16:4:20", *SMALL, "--expDir", str(tmp_path), "--continue"])
+    assert "nothing was saved here yet" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def check(folder: Path, child: Child, step: int) -> dict[str, bool]:
         print(child.status, said[-600:])
     return {
         "failed_clearly": child.wait() == 1 and "Traceback" not in said,
-        "named": str(checkpoints) in said and "bytes are free" in said,
+        "named": str(run_folder(folder)) in said and "bytes are free" in said,
         "loads": found is not None and found[1]["progress"]["step"] >= step,
         "clean": not list(folder.rglob("*.tmp")),
     }

@@ -80,7 +80,7 @@ class Child:
     """One run of main.py in a forked process. `steps` tells how far it is; what it prints is kept."""
 
     def __init__(self, arguments: list[str], before: Callable[[], None] | None = None) -> None:
-        self.counter = mmap.mmap(-1, 8)
+        self.counter = mmap.mmap(-1, 24)  # steps done; step of the last save begun; of the last one finished
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.started = time.monotonic()
         self.pid = os.fork()
@@ -113,6 +113,11 @@ class Child:
     @property
     def steps(self) -> int:
         return struct.unpack("q", self.counter[:8])[0]
+
+    @property
+    def saves(self) -> tuple[int, int]:
+        """The steps of the last save that was begun and of the last one that was finished."""
+        return struct.unpack("qq", self.counter[8:])
 
     def alive(self) -> bool:
         """True until the process has ended; then `status` is set."""
@@ -155,7 +160,18 @@ def count_steps(counter: mmap.mmap) -> None:
         counter[:8] = struct.pack("q", self.progress.step + 1)
         after_step(self, sums)
 
+    save, write = checkpoint.Saver.save, checkpoint.Saver._write
+
+    def begun(self: checkpoint.Saver, step: int, *more: Any) -> None:
+        save(self, step, *more)
+        counter[8:16] = struct.pack("q", step)
+
+    def finished(self: checkpoint.Saver, step: int, *more: Any) -> None:
+        write(self, step, *more)
+        counter[16:24] = struct.pack("q", step)
+
     Run.after_step = counted  # type: ignore[method-assign]
+    checkpoint.Saver.save, checkpoint.Saver._write = begun, finished  # type: ignore[method-assign]
 
 
 def finish(arguments: list[str]) -> str:
