@@ -162,10 +162,13 @@ class _Tasks(Sampler[_Task]):
 
 
 class _Reader(Dataset):
-    """Runs in a worker: reads and decodes whole batches. What is bad comes back as (index, path, reason)."""
+    """Runs in a worker: reads and decodes whole batches. What is bad comes back as (index, path, reason).
 
-    def __init__(self, images: FileImages, pipeline: Pipeline, plan: Plan) -> None:
-        self.images, self.pipeline, self.plan = images, pipeline, plan
+    finishes: it runs the pipeline's later steps too, where the device is the CPU; a GPU does them itself.
+    """
+
+    def __init__(self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool) -> None:
+        self.images, self.pipeline, self.plan, self.finishes = images, pipeline, plan, finishes
 
     def __getitem__(self, task: _Task) -> tuple[Tensor, Tensor, list[tuple[int, str, str]]]:
         """Return images (N, 3, S, S) uint8, their indices (N,) int64, and the bad ones."""
@@ -183,6 +186,8 @@ class _Reader(Dataset):
             except (OSError, ValueError) as error:
                 bad.append((index, self.images.path(index), _reason(error)))
         images, kept = self._decode(files, np.array(sizes, np.int64).reshape(-1, 2), np.array(good, np.int64), task.epoch, bad)
+        if self.finishes:
+            images = self.pipeline.finish(images, self.pipeline.draws(task.epoch, kept))
         return images, torch.from_numpy(kept), bad
 
     def _decode(
@@ -243,7 +248,7 @@ class FileLoader:
                 iter(self.loader)
 
     def _make(self, workers: int, many: dict[str, Any]) -> DataLoader:
-        reader = _Reader(self.images, self.pipeline, self.plan)
+        reader = _Reader(self.images, self.pipeline, self.plan, finishes=self.device.type == "cpu")
         return DataLoader(
             reader, batch_size=None, sampler=self.tasks, num_workers=workers,
             worker_init_fn=start_worker, pin_memory=self.device.type == "cuda", generator=torch.Generator(), **many,
@@ -260,9 +265,10 @@ class FileLoader:
             if bad:
                 raise Refused("bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0])))
             images = images.to(self.device, non_blocking=True)
-            draws = self.pipeline.draws(epoch, indices.numpy())
+            if self.device.type != "cpu":
+                images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices.numpy()))
             labels = self.labels[indices].to(self.device)
-            yield Batch(self.pipeline.finish(images, draws), labels, indices.numpy(), self.plan.size(number), number)
+            yield Batch(images, labels, indices.numpy(), self.plan.size(number), number)
 
     def _read(self) -> Iterator[Any]:
         try:

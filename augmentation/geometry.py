@@ -17,6 +17,9 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     count = len(images)
     # Choosing among both kinds copies whole images; torch.where, pixel by pixel, is 4 times as slow on a CPU.
     place = torch.arange(count, device=u.device) + count * (u[:, 0] >= 0.5)
+    rows = images.permute(0, 2, 3, 1)
+    if rows.is_contiguous():  # channels last, as files are decoded: by its own order of memory 20 times as fast
+        return torch.cat([rows.flip(2), rows]).index_select(0, place).permute(0, 3, 1, 2)
     return torch.cat([images.flip(3), images]).index_select(0, place)
 
 
