@@ -19,9 +19,12 @@ from typing import Any, Protocol
 
 import torch
 
-from utils import Failed, printable, whole_file
+from utils import Failed, Refused, printable, whole_file
 
 MOST_PICKLE = 64 << 20  # bytes of the zip's pickle: names and numbers only, the tensors lie beside it
+
+
+CONTENT = {"progress", "network", "updater", "model", "settings"}  # of a run's checkpoint
 
 
 class Damaged(ValueError):
@@ -100,13 +103,22 @@ def read(path: str | os.PathLike[str]) -> Any:
 
 
 def newest(folder: Path) -> tuple[Path, Any] | None:
-    """Return the newest checkpoint that verifies, None where there is none. Damaged ones are named on stderr."""
-    for path in reversed(steps(folder)):
+    """Return the newest checkpoint that verifies, None where there is none. Damaged ones are named on stderr.
+
+    Raises Refused where there are some and all are damaged: starting anew would remove what can perhaps be mended.
+    """
+    found = steps(folder)
+    for path in reversed(found):
         try:
-            return path, read(path)
+            value = read(path)
+            if not isinstance(value, dict) or not value.keys() >= CONTENT:
+                raise Damaged(f"{path} is no checkpoint of a run")
+            return path, value
         except (Damaged, OSError) as error:
             reason = f"cannot read {path}: {error.strerror}" if isinstance(error, OSError) else error
-            print(f"{printable(reason)}: trying the one before", file=sys.stderr, flush=True)
+            print(f"{printable(reason)}{': trying the one before' if path != found[0] else ''}", file=sys.stderr, flush=True)
+    if found:
+        raise Refused(f"none of the {len(found)} checkpoints in {folder} can be read: start anew with --overwrite")
     return None
 
 

@@ -25,6 +25,7 @@ import utils
 from datasets.fetch import digest_of, fetch
 from logger import Logger
 from models import NETWORKS, OURS
+from models.layers import SMALL
 from opts import FREE, Options
 from randomness import key
 from run import Lock, Run, Signals, ending, environment, prepare_folder
@@ -105,7 +106,7 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     if options.balanced:
         plan = data.BalancedPlan(**plan.__dict__, labels=train.labels)
     if not len(plan) or plan.images < 2:
-        raise Refused(f"{train.where} has {len(train)} training images in this pass: 2 are needed at least")
+        raise Refused(f"{plan.images} training images are in a pass, 2 are needed at least: look at {train.where} and --limit")
     if plan.images < min(len(train), options.limit or len(train)):
         run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
     if options.valShare is not None and run.ranks.first:
@@ -152,7 +153,7 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
     share = f", {training:,} of them train" if training < total else ""
     rates = "the regime stretched over" if options.LR is None else f"{options.LR:g} held over"
     per_gpu = f", {options.batchSize / options.nGPU:g} a GPU" if options.nGPU > 1 else ""
-    first, _ = updates_at(options, len(train))
+    first, _ = _schedule(options).at(0)
     run.logger.say(
         f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
         f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
@@ -162,11 +163,6 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
         f"device    {run.settings['device']}, {run.settings['threads']} threads, {options.nThreads} reading processes\n"
         f"folder    {run.folder}; go on with: {run.resume_command}"
     )
-
-
-def updates_at(options: Options, steps_per_epoch: int) -> tuple[float, float]:
-    """Return learning rate and weight decay of the first step."""
-    return _schedule(options, steps_per_epoch).at(0)
 
 
 def class_weights(options: Options, images: data.Images, device: torch.device) -> torch.Tensor | None:
@@ -184,20 +180,38 @@ def network(options: Options, run: Run, images: data.Images) -> model.Network:
         options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
         interpolation=options.interpolation,
     )  # fmt: skip
-    weights = options.retrain or (pretrained(options.netType) if options.pretrained and run.saved is None else None)
+    if options.freeze:
+        model.freeze(made, options.freeze)
+    if run.saved is not None:
+        _refuse_other(made.spec, run)
+    weights = None
+    if run.saved is None:
+        weights = options.retrain or (pretrained(options.netType) if options.pretrained else None)
     if weights:
         anew = model.load_weights(made, read_weights(weights), weights)
         if anew:
             run.logger.say(f"{weights} has other classes or heads: {', '.join(anew)} start anew")
     elif run.saved is None:
         made.normalise.set(*statistics(options, images))
-    if options.freeze:
-        model.freeze(made, options.freeze)
     if options.optimize:
         model.recompute(made)
     run.model = made.spec.plain()
-    _write_options(options, run)
     return made.to(run.device).to(memory_format=torch.channels_last)
+
+
+def _refuse_other(spec: model.Spec, run: Run) -> None:
+    """Raise Refused where the checkpoint that a run goes on from is of another network or other classes."""
+    path, value = run.saved
+    before = model.Spec.read(value["model"])
+    for name in ("netType", "classes", "stem"):
+        was, now = getattr(before, name), getattr(spec, name)
+        if was != now:
+            shown = (was, now) if name != "classes" else (f"{len(was)} classes", f"{len(now)} classes or other names")
+            raise Refused(f"{path} has {name} {shown[0]}, not {shown[1]}: leave that as it was, or name another --expID")
+    if (before.cropSize < SMALL) != (spec.cropSize < SMALL):
+        raise Refused(
+            f"{path} was trained at {before.cropSize} pixels, where {spec.netType} has other layers than at {spec.cropSize}"
+        )
 
 
 def pretrained(name: str) -> str:
@@ -228,19 +242,17 @@ def read_weights(path: str) -> Any:
         raise Refused(str(error)) from None
 
 
-def updates(options: Options, run: Run, network: nn.Module, steps_per_epoch: int) -> optimizer.Updater:
+def updates(options: Options, run: Run, network: nn.Module) -> optimizer.Updater:
     """Return what updates the network's weights."""
     factor = options.backboneLR
-    return optimizer.Updater(
-        network, optimizer.sgd(network, options.momentum, backbone=factor), _schedule(options, steps_per_epoch), run.ranks
-    )
+    if options.batchSize == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        raise Refused(f"--batchSize 1: {options.netType} has batch norm, which needs 2 images at least")
+    return optimizer.Updater(network, optimizer.sgd(network, options.momentum, backbone=factor), _schedule(options), run.ranks)
 
 
-def _schedule(options: Options, steps_per_epoch: int) -> optimizer.Schedule:
+def _schedule(options: Options) -> optimizer.Schedule:
     entry = NETWORKS[options.netType]
-    return optimizer.schedule(
-        steps_per_epoch * options.nEpochs, LR=options.LR, weight_decay=options.weightDecay, first=entry.LR, regime=entry.regime
-    )
+    return optimizer.schedule(LR=options.LR, weight_decay=options.weightDecay, first=entry.LR, regime=entry.regime)
 
 
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:
@@ -248,7 +260,8 @@ def changed(options: Options) -> dict[str, tuple[Any, Any]]:
     return {name: change for name, change in options.changed.items() if name not in FREE}
 
 
-def _write_options(options: Options, run: Run) -> None:
+def record(options: Options, run: Run) -> None:
+    """Write options.json: from here on the folder holds a run."""
     if run.ranks.first:
         about = {"command": shlex.join(sys.argv), "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "commit": _commit()}
         utils.write_json(run.folder / "options.json", {"options": options.recorded(), **about, **run.settings})

@@ -25,9 +25,13 @@ class Logger:
         self.rows = 0
 
     def say(self, line: str) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+        except BrokenPipeError:  # nobody reads on; the training is worth more
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Any]:
@@ -57,7 +61,11 @@ class Logger:
         self._write_log(history)
         losses = self.folder / "full_train.log"
         lines = losses.read_text().splitlines(keepends=True) if losses.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and int(line.split("\t")[0]) <= epoch]
+        kept = [
+            line
+            for line in lines
+            if line.endswith("\n") and (number := line.split("\t")[0]).isdecimal() and int(number) <= epoch
+        ]
         with whole_file(losses) as file:
             file.writelines(kept)
 

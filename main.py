@@ -1,5 +1,7 @@
 """Train and test an image classifier: `python main.py --dataset mnist`. All options: `python main.py --help`."""
 
+import math
+import signal
 import sys
 import time
 from typing import Any
@@ -8,6 +10,7 @@ import opts
 
 if __name__ == "__main__":
     opts.parse()  # --help and wrong options answer here, before torch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run takes it over: nothing is there to save yet
 
 import torch
 import torch.nn.functional as F
@@ -27,16 +30,17 @@ def main(argv: list[str] | None = None) -> None:
     with configs.start(options) as run:
         train_loader, test_loader = configs.loaders(options, run)
         network = configs.network(options, run, train_loader.images)
-        updater = configs.updates(options, run, network, len(train_loader))
+        updater = configs.updates(options, run, network)
         configs.header(options, run, network, train_loader, test_loader)
         wrapped = utils.wrap(network, run.device, options.nGPU)
         weights = configs.class_weights(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
+        configs.record(options, run)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
             sums, trained = train(run, wrapped, train_loader, updater, weights)
             tested = test(run, network, test_loader, sums)
-            rate, _ = updater.schedule.at(progress.step - 1)
+            rate, _ = updater.schedule.at(run.share(len(train_loader), before=1))
             record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
             record |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": utils.peak_memory(run.device)}
             run.finish_epoch(sums, record)
@@ -54,7 +58,7 @@ def train(
     batches = loader.epoch(progress.epoch, progress.batch)
     for batch in run.watch(batches, f"epoch {progress.epoch + 1}", len(loader) - progress.batch):
         utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
-        updater.begin(progress.step)
+        updater.begin(run.share(len(loader)))
         images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
         logits = network(images, heads=True)  # (N, K) of each head, the main one first
         loss = loss_of(logits, targets, weights)
@@ -94,7 +98,8 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
     if images.dim() == 4:
         return network(images).float().log_softmax(1)
     crops = [view for part in images.unbind(1) for view in (part, part.flip(3))]
-    return (sum(network(crop).float().softmax(1) for crop in crops) / len(crops)).log()
+    every = torch.stack([network(crop).float().log_softmax(1) for crop in crops])  # (10, N, K)
+    return every.logsumexp(0) - math.log(len(crops))  # in logarithms, where no small probability becomes 0
 
 
 def figures(name: str, sums: Sums, run: Run) -> dict[str, Any]:

@@ -26,13 +26,11 @@ class Schedule:
     rates, decays: (share from which on, value) in rising order of share.
     """
 
-    steps: int
     rates: tuple[tuple[float, float], ...]
     decays: tuple[tuple[float, float], ...]
 
-    def at(self, step: int) -> tuple[float, float]:
-        """Return learning rate and weight decay of a step, counted from 0."""
-        share = step / max(1, self.steps)
+    def at(self, share: float) -> tuple[float, float]:
+        """Return learning rate and weight decay of the step that is done at this share of the run, in [0, 1)."""
         return _last(self.rates, share), _last(self.decays, share)
 
 
@@ -58,12 +56,12 @@ REGIMES = {
 }
 
 
-def schedule(steps: int, *, LR: float | None, weight_decay: float | None, first: float, regime: str = "torch7") -> Schedule:
-    """Return the regime stretched over `steps`, from the rate `first` on; LR and weight_decay, where given, hold."""
+def schedule(*, LR: float | None, weight_decay: float | None, first: float, regime: str = "torch7") -> Schedule:
+    """Return the regime stretched over the run, from the rate `first` on; LR and weight_decay, where given, hold."""
     rates = REGIMES[regime].rates if LR is None else ((0.0, 1.0),)
     top = first if LR is None else LR
     decays = REGIMES[regime].decays if weight_decay is None else ((0.0, weight_decay),)
-    return Schedule(steps, tuple((start, top * factor) for start, factor in rates), decays)
+    return Schedule(tuple((start, top * factor) for start, factor in rates), decays)
 
 
 @dataclass
@@ -93,9 +91,9 @@ class Updater:
         self.LR = 0.0
         self.loss = float("nan")  # of the latest step that the host has seen
 
-    def begin(self, step: int) -> None:
-        """Set the learning rate and remember the running statistics."""
-        self.LR, decay = self.schedule.at(step)
+    def begin(self, share: float) -> None:
+        """Set the learning rate of this share of the run and remember the running statistics."""
+        self.LR, decay = self.schedule.at(share)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = self.LR * group["factor"], decay
         if self.buffers:

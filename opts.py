@@ -246,8 +246,10 @@ def _continued(given: dict[str, Any], parser: Parser) -> Options:
         return Options(**given)
     try:
         stored = json.loads(path.read_text())["options"]
-        options = Options(**{name: value for name, value in stored.items() if name in FIELDS})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(stored, dict):
+            raise ValueError("it holds no options")
+        options = Options(**{name: _stored(name, value) for name, value in stored.items() if name in FIELDS})
+    except (OSError, ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
         parser.error(f"cannot read {path}: {error}: put it right, or start anew with --overwrite")
     for name, value in given.items():
         if name in stored and stored[name] != value:
@@ -256,11 +258,26 @@ def _continued(given: dict[str, Any], parser: Parser) -> Options:
     return options
 
 
+def _stored(name: str, value: Any) -> Any:
+    """Return an option's value from options.json. Raises ValueError where it is none."""
+    field = FIELDS[name]
+    kind = _kind(field)
+    if value is None or kind is bool:
+        if not (value is None and field.default is None) and not isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
+        return value
+    return _reader(name, kind, field)(str(value))
+
+
+def _whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 def _check(options: Options, parser: Parser) -> None:
     """Refuse values that are wrong alone or together."""
     text = options.saveEvery.removesuffix("m")
-    number = float(text) if text.replace(".", "", 1).isdigit() else 0.0
-    if number <= 0 or (not options.saveEvery.endswith("m") and not text.isdigit()):
+    number = float(text) if _whole(text.replace(".", "", 1)) else 0.0
+    if number <= 0 or (not options.saveEvery.endswith("m") and not _whole(text)):
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
     if options.continue_ and options.overwrite:
         parser.error("--continue and --overwrite exclude each other: the one keeps the run, the other removes it")
@@ -268,12 +285,14 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"argument --valShare: {options.valShare:g} is not between 0 and 1")
     if options.valShare is not None and options.dataset != "folder":
         parser.error(f"--valShare splits a folder, {options.dataset} has test images of its own: leave it out")
-    if options.freeze is not None and options.freeze != "features" and not (options.freeze.isdigit() and int(options.freeze)):
+    if options.freeze is not None and options.freeze != "features" and not (_whole(options.freeze) and int(options.freeze)):
         parser.error(f"argument --freeze: '{options.freeze}' is neither `features` nor a number of layers from 1 on")
+    if options.stem != "fast" and options.netType not in OURS:
+        parser.error(f"--stem {options.stem} is of our own networks, {options.netType} is torchvision's: leave it out")
     if options.pretrained and options.retrain:
         parser.error("--pretrained and --retrain exclude each other: name one source of weights")
     parts = options.synthetic.split(":")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(_whole(part) and int(part) > 0 for part in parts):
         parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")
     if options.expID is not None and (not options.expID or os.sep in options.expID or options.expID in (".", "..")):
         parser.error(f"argument --expID: '{options.expID}' is no name of a folder")

@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     command.set_defaults(run=info)
     arguments = parser.parse_args(argv)
     with utils.clear_errors():
-        if arguments.data_dir and not Path(os.path.expanduser(arguments.data_dir)).exists() and arguments.run is info:
+        if arguments.data_dir:
+            arguments.data_dir = os.path.expanduser(arguments.data_dir)
+        if arguments.run is info and not Path(arguments.data_dir).is_dir():
             raise Refused(f"there is no folder {arguments.data_dir}")
         arguments.run(arguments)
 

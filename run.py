@@ -28,6 +28,8 @@ from metrics import Sums
 from optimizer import Updater
 from utils import Failed, Ranks, Refused
 
+# Options that say which images make up which batch.
+PLANNED = {"dataset", "data_dir", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 FORMAT = 1  # of a checkpoint
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
@@ -90,8 +92,11 @@ class Lock:
         self.file: Any = None
 
     def __enter__(self) -> "Lock":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a+")
+        except OSError as error:
+            raise Refused(f"cannot write to {self.path.parent}: {error.strerror}: choose another --expDir or --expID") from None
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -174,6 +179,9 @@ class Run:
                 part.load_state_dict(value[name])
             self.progress = Progress(**value["progress"])
             self.interval.reset(self.progress.step)
+            if self.progress.batch and changed.keys() & PLANNED:
+                self.progress.batch, self.progress.sums = 0, None
+                self.logger.say("other batches than before: this epoch begins anew")
             breaks = [f"{k} {a} became {b}" for k, (a, b) in changed.items()]
             breaks += [f"{k} {v} became {self.settings[k]}" for k, v in value["settings"].items() if self.settings[k] != v]
             exact = "bit for bit as if it had not stopped" if not breaks else "not bit for bit: " + ", ".join(breaks)
@@ -181,6 +189,8 @@ class Run:
             self.saved = None
         elif go_on:
             self.logger.say("nothing was saved here yet: starting from the beginning")
+        if self.progress.epoch >= self.epochs:
+            self.logger.say(f"this run has finished its {self.progress.epoch} epochs: raise --nEpochs to train on")
         self.logger.restore(self.progress.history, self.progress.epoch)
         self.signals.armed = True
         return self.progress
@@ -213,6 +223,10 @@ class Run:
         place = f"epoch[{progress.epoch + 1}/{self.epochs}][{progress.batch + 1}/{batches}]"
         seconds = f"data {clock.data:.3f} s; forward-backward {clock.compute:.3f} s"
         self.logger.say(f"{place} - loss {loss / max(count, 1):.4f}; {errors}; lr {updater.LR:g}; {seconds}")
+
+    def share(self, batches: int, before: int = 0) -> float:
+        """Return the share of the run that is done, `before` steps ago."""
+        return (self.progress.epoch + (self.progress.batch - before) / batches) / self.epochs
 
     def after_step(self, sums: Sums) -> None:
         """Count the step; save when it is time; stop when asked to."""

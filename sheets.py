@@ -1,6 +1,5 @@
 """Pictures of what the network sees: `python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png`."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +19,12 @@ GAP = 2  # pixels between two images
 
 def main(argv: list[str] | None = None) -> None:
     """Read main.py's options and --out, and write the sheet."""
-    arguments = sys.argv[1:] if argv is None else argv
-    out = Path("sheet.png")
-    if "--out" in arguments[:-1]:
-        place = arguments.index("--out")
-        out = Path(arguments[place + 1])
-        arguments = arguments[:place] + arguments[place + 2 :]
+    parser = opts.Parser(prog="transforms.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"))
+    own, arguments = parser.parse_known_args(argv)
+    out = own.out
+    if not out.parent.is_dir():
+        parser.error(f"argument --out: there is no folder {out.parent}")
     with utils.clear_errors():
         options = opts.parse(arguments)
         train, _ = configs.open_both(options)

@@ -37,6 +37,11 @@ def clear_errors() -> Iterator[None]:
     except (Refused, Failed) as error:
         print(f"{Path(sys.argv[0]).name}: error: {printable(error)}", file=sys.stderr, flush=True)
         sys.exit(2 if isinstance(error, Refused) else 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {printable(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def printable(text: object) -> str:
@@ -124,6 +129,8 @@ def device_for(first_gpu: int | None, count: int) -> torch.device:
     Raises Refused where fewer than `count` GPUs are there from first_gpu on.
     """
     available = torch.cuda.device_count()
+    if first_gpu == -1 and count > 1:
+        raise Refused(f"--GPU -1 --nGPU {count}: the CPU is one device, leave out one of them")
     if first_gpu == -1 or (first_gpu is None and available == 0 and count == 1):
         if first_gpu is None:
             print("no GPU found: training on the CPU", flush=True)

@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=30, help="of each (default: 30)")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
+    if min(arguments.batch, arguments.size, arguments.repetitions) < 1:
+        parser.error("--batch, --size and --repetitions: 1 at least")
     torch.set_num_threads(1)
     utils.keep_memory()
     names = [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)]

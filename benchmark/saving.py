@@ -27,7 +27,14 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write (default: a temporary folder)")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
+    if arguments.trials < 1:
+        parser.error("--trials: 1 at least")
     utils.keep_memory()
+    with utils.clear_errors():
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
     network = model.create(arguments.netType, 1000, 224)
     optimizer = sgd(network, 0.9)
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}

@@ -56,7 +56,8 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
             if decoded is not None:
                 return decoded
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _open(data) as image:
                 return _to_rgb(image)
     except Exception as error:
@@ -139,12 +140,17 @@ class _axis:
 
 
 def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
-    """Decode a grey or colour JPEG; None for CMYK ones, which Pillow knows better."""
+    """Decode a grey or colour JPEG; None for what Pillow knows better."""
     height, width, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     if space in ("CMYK", "YCCK"):
         return None
     least = (-(-height // reduce), -(-width // reduce)) if reduce > 1 else (0, 0)
-    return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
+    try:
+        return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
+    except ValueError as error:
+        if "extraneous bytes" in str(error):  # stray bytes between two parts hurt nothing; Pillow refuses a cut file
+            return None
+        raise
 
 
 def _open(data: bytes) -> Image.Image:

@@ -37,6 +37,8 @@ def folder(
     if val_share is not None:
         return _part_of(data_dir, part, val_share, seed, split_file)
     root = find_part(data_dir, part)
+    if not Path(data_dir).is_dir():
+        raise Refused(f"there is no folder {data_dir}")
     if root is None:
         names = " or ".join(f"{name}/" for name in PARTS[part])
         hint = ", or give --valShare 0.1 to split its class folders" if part == "train" else ""
@@ -115,15 +117,18 @@ def class_folders(root: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not left_out(entry.name))
 
 
-def image_files(path: str, relative: str) -> Iterator[str]:
-    """Yield the images below `path`, as paths that begin with `relative`, in no order."""
+def image_files(path: str, relative: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the images below `path`, as paths that begin with `relative`, in no order. Raises Refused for a loop."""
+    real = os.path.realpath(path)
+    if real in above:
+        raise Refused(f"{path} is a link to a folder above it: remove it")
     with os.scandir(path) as entries:
         for entry in entries:
             if left_out(entry.name):
                 continue
             name = f"{relative}/{entry.name}"
             if entry.is_dir():
-                yield from image_files(entry.path, name)
+                yield from image_files(entry.path, name, (*above, real))
             elif entry.name.lower().endswith(ENDINGS):
                 yield name
 

@@ -41,11 +41,17 @@ def read(path: Path, share: float) -> dict[str, str]:
     """Return each image's side, of a split with the same share; nothing where there is none."""
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    if rows[:1] != [["side", "image", f"share {share:g}"]]:
-        return {}
-    return {os.fsdecode(row[1].encode("latin1")): row[0] for row in rows[1:] if len(row) == 2}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if rows[:1] != [["side", "image", f"share {share:g}"]]:
+            return {}
+        sides = {os.fsdecode(name.encode("latin1")): side for side, name in rows[1:]}
+    except (UnicodeError, csv.Error, ValueError) as error:
+        raise Refused(f"{path} is damaged ({error}): remove it, the split is then made anew") from None
+    if not set(sides.values()) <= {TRAIN, TEST}:
+        raise Refused(f"{path} is damaged: a side is neither {TRAIN} nor {TEST}; remove it, the split is then made anew")
+    return sides
 
 
 def write(path: Path, names: list[str], test: np.ndarray, share: float) -> None:

@@ -5,6 +5,9 @@ import torch
 
 from datasets.images import ArrayImages
 from randomness import bits, shuffled, uniforms
+from utils import Refused
+
+MOST_BYTES = 16 << 30
 
 
 def synthetic(
@@ -16,6 +19,8 @@ def synthetic(
     pixels. data_dir and classes are not used.
     """
     count, kinds, side = shape
+    if count * 3 * side * side > MOST_BYTES:
+        raise Refused(f"--synthetic {count}:{kinds}:{side} would take {count * 3 * side * side} bytes of memory: ask for fewer")
     count = count if part == "train" else max(kinds, count // 4)
     stream = f"synthetic {part}"
     indices = np.arange(count)

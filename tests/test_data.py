@@ -133,8 +133,14 @@ def test_names_of_any_bytes_round_trip() -> None:
 def test_wrong_folders_are_refused_with_the_way_out(images: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="--data_dir"):
         folder.folder(None, "train")
-    with pytest.raises(Refused, match="has no folder train/"):
+    with pytest.raises(Refused, match="there is no folder"):
         open_part(tmp_path / "nowhere")
+    with pytest.raises(Refused, match="has no folder train/"):
+        open_part(tmp_path)
+    (images / "train" / "class 0" / "loop").symlink_to("..")
+    with pytest.raises(Refused, match="link to a folder above"):
+        open_part(images)
+    (images / "train" / "class 0" / "loop").unlink()
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(Refused, match="no class folders"):
         open_part(tmp_path / "empty")

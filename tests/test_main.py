@@ -160,7 +160,7 @@ def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
     with configs.start(options) as run:
         loader, _ = configs.loaders(options, run)
         network = configs.network(options, run, loader.images)
-        updater = configs.updates(options, run, network, len(loader))
+        updater = configs.updates(options, run, network)
         run.resume({}, network=network, updater=updater)
         torch.cuda.set_sync_debug_mode("error")
         try:

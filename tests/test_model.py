@@ -209,7 +209,7 @@ def test_recomputing_activations_changes_no_weight_and_no_buffer(name: str) -> N
         if optimize:
             recompute(network)
         assert list(network.state_dict()) == names
-        updater = Updater(network, sgd(network, 0.9), schedule(3, LR=0.01, weight_decay=0, first=0), Ranks())
+        updater = Updater(network, sgd(network, 0.9), schedule(LR=0.01, weight_decay=0, first=0), Ranks())
         for step in range(3):
             torch.manual_seed(step)
             updater.begin(step)

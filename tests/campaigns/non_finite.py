@@ -52,7 +52,7 @@ def run(trials: int = 180, seed: int = 1) -> dict[str, Any]:
     network = model.create("tiny", 4, 16)
     network.train()
     updater = optimizer.Updater(
-        network, optimizer.sgd(network, 0.9), optimizer.schedule(1000, LR=0.05, weight_decay=5e-4, first=0), utils.Ranks()
+        network, optimizer.sgd(network, 0.9), optimizer.schedule(LR=0.05, weight_decay=5e-4, first=0), utils.Ranks()
     )
     for trial in range(trials):
         poisoned = trial == 0 or trial % 2 == 1 or pick.random() < 0.3

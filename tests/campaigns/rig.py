@@ -80,7 +80,7 @@ class Child:
     """One run of main.py in a forked process. `steps` tells how far it is; what it prints is kept."""
 
     def __init__(self, arguments: list[str], before: Callable[[], None] | None = None) -> None:
-        self.counter = mmap.mmap(-1, 24)  # steps done; step of the last save begun; of the last one finished
+        self.counter = mmap.mmap(-1, 16)  # steps done; step of the last save that was finished
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.started = time.monotonic()
         self.pid = os.fork()
@@ -115,9 +115,9 @@ class Child:
         return struct.unpack("q", self.counter[:8])[0]
 
     @property
-    def saves(self) -> tuple[int, int]:
-        """The steps of the last save that was begun and of the last one that was finished."""
-        return struct.unpack("qq", self.counter[8:])
+    def finished_save(self) -> int:
+        """The step of the last save that was finished."""
+        return struct.unpack("q", self.counter[8:])[0]
 
     def alive(self) -> bool:
         """True until the process has ended; then `status` is set."""
@@ -160,18 +160,14 @@ def count_steps(counter: mmap.mmap) -> None:
         counter[:8] = struct.pack("q", self.progress.step + 1)
         after_step(self, sums)
 
-    save, write = checkpoint.Saver.save, checkpoint.Saver._write
-
-    def begun(self: checkpoint.Saver, step: int, *more: Any) -> None:
-        save(self, step, *more)
-        counter[8:16] = struct.pack("q", step)
+    write = checkpoint.Saver._write
 
     def finished(self: checkpoint.Saver, step: int, *more: Any) -> None:
         write(self, step, *more)
-        counter[16:24] = struct.pack("q", step)
+        counter[8:16] = struct.pack("q", step)
 
     Run.after_step = counted  # type: ignore[method-assign]
-    checkpoint.Saver.save, checkpoint.Saver._write = begun, finished  # type: ignore[method-assign]
+    checkpoint.Saver._write = finished  # type: ignore[method-assign]
 
 
 def finish(arguments: list[str]) -> str:
