@@ -154,13 +154,14 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
     rates = "the regime stretched over" if options.LR is None else f"{options.LR:g} held over"
     per_gpu = f", {options.batchSize / options.nGPU:g} a GPU" if options.nGPU > 1 else ""
     first, _ = _schedule(options).at(0)
+    reading = f", {options.nThreads} processes that read" if isinstance(train, data.FileLoader) else ""
     run.logger.say(
         f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
         f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
         f"network   {options.netType}: {total:,} parameters{share}\n"
         f"training  {options.nEpochs} epochs of {len(train)} steps, global batch {options.batchSize}{per_gpu}; learning rate "
         f"{first:g}, {rates} {options.nEpochs * len(train)} steps, not scaled with the batch\n"
-        f"device    {run.settings['device']}, {run.settings['threads']} threads, {options.nThreads} reading processes\n"
+        f"device    {run.settings['device']}, {run.settings['threads']} threads{reading}\n"
         f"folder    {run.folder}; go on with: {run.resume_command}"
     )
 
