@@ -18,9 +18,10 @@ from utils import Refused
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PARTS = {"train": ("train",), "test": ("val", "test")}
 SETS = ("train", "val", "test")
-IMAGENET = """no ImageNet found: looked in {looked}.
-  Put the images in data_dir/train/<wnid>/*.JPEG and data_dir/val/<wnid>/*.JPEG and name it with --data_dir.
-  To start now without ImageNet: python main.py --dataset mnist"""
+IMAGENET = (
+    "no ImageNet found, looked in {looked}: put its images in DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG and give "
+    "--data_dir DIR; to start now without it: python main.py --dataset mnist"
+)
 
 
 def folder(
