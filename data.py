@@ -135,11 +135,13 @@ class ArrayLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
         for number, indices in enumerate(self.plan.epoch(epoch, start), start):
-            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).permute(0, 3, 1, 2)
-            images = self.pipeline.arrays(pixels, epoch, indices).to(self.device)
+            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)).permute(
+                0, 3, 1, 2
+            )
+            images = self.pipeline.arrays(pixels, epoch, indices).to(self.device, non_blocking=True)
             images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
             images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
-            labels = self.labels[torch.from_numpy(indices)].to(self.device)
+            labels = self.labels[torch.from_numpy(indices)].to(self.device, non_blocking=True)
             yield Batch(images, labels, indices, self.plan.size(number), number)
 
 
@@ -267,7 +269,7 @@ class FileLoader:
             images = images.to(self.device, non_blocking=True)
             if self.device.type != "cpu":
                 images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices.numpy()))
-            labels = self.labels[indices].to(self.device)
+            labels = self.labels[indices].to(self.device, non_blocking=True)
             yield Batch(images, labels, indices.numpy(), self.plan.size(number), number)
 
     def _read(self) -> Iterator[Any]:

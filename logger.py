@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import printable, whole_file
+from utils import printable, whole_file, write_json
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
 
@@ -88,6 +88,11 @@ class Logger:
             self.say("  ".join(f"{name:>11}" for name in COLUMNS).replace("images_per_second", "images/s"))
         self.rows += 1
         self.say("  ".join(f"{_shown(record.get(name)):>11}" for name in COLUMNS))
+
+    def figures(self, values: dict[str, Any]) -> None:
+        """Say some figures, and write them to test.json."""
+        self.say(", ".join(f"{name} {_shown(value)}" for name, value in values.items()))
+        write_json(self.folder / "test.json", values)
 
     def _write_log(self, history: list[dict[str, Any]]) -> None:
         with whole_file(self.folder / "log.jsonl") as file:

@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         updater = configs.updates(options, run, network)
         configs.header(options, run, network, train_loader, test_loader)
         wrapped = utils.wrap(network, run.device, options.nGPU)
+        if options.test:
+            run.logger.figures(test(run, network, test_loader, Sums(run.device)))
+            return
         weights = configs.class_weights(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
         configs.record(options, run)

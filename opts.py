@@ -86,6 +86,7 @@ class Options:
     saveEvery: str = option("10m", RUN, "checkpoint every so many steps (`500`) or minutes (`10m`), and at epoch ends")
     keep: int = option(3, RUN, "checkpoints that are kept", low=1)
     verbose: bool = option(False, RUN, "a line a step, or a progress bar")
+    test: bool = option(False, RUN, "test the weights of --retrain and leave; nothing is trained")
     continue_: bool = option(False, RUN, "go on from the newest checkpoint; start where there is none")
     overwrite: bool = option(False, RUN, "remove the run that is in the folder")
 
@@ -163,7 +164,7 @@ def _argument(name: str, field: dataclasses.Field) -> dict[str, Any]:
     kind = _kind(field)
     if kind is bool:
         shown = "on" if field.default else "off"
-        action = "store_true" if name in ("continue_", "overwrite") else argparse.BooleanOptionalAction
+        action = "store_true" if name in ("continue_", "overwrite", "test") else argparse.BooleanOptionalAction
         return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
     choices = field.metadata["choices"]
     listed = f": {', '.join(choices)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
@@ -279,6 +280,8 @@ def _check(options: Options, parser: Parser) -> None:
     number = float(text) if _whole(text.replace(".", "", 1)) else 0.0
     if number <= 0 or (not options.saveEvery.endswith("m") and not _whole(text)):
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
+    if options.test and (options.continue_ or not (options.retrain or options.pretrained)):
+        parser.error("--test needs the weights to test: --retrain FILE or --pretrained, and no --continue")
     if options.continue_ and options.overwrite:
         parser.error("--continue and --overwrite exclude each other: the one keeps the run, the other removes it")
     if options.valShare is not None and not 0 < options.valShare < 1:
@@ -305,6 +308,8 @@ def _settle(options: Options, parser: Parser) -> Options:
     options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
     options.nEpochs = options.nEpochs or source.nEpochs
     options.expID = options.expID or options.netType
+    if options.test:  # in a folder of its own, which the next test may take
+        options.expID, options.overwrite = f"{options.expID}-test", True
     if options.augment is None:
         options.augment = source.augment
     try:

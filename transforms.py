@@ -197,7 +197,9 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic"
     """Resize (N, C, H, W) uint8 to (N, C, *size) with antialiasing, as Pillow does. interpolation: bilinear, bicubic."""
     if not len(images):
         return images.new_empty(0, images.shape[1], *size)
-    return F.interpolate(images, size, mode=interpolation, antialias=True, align_corners=False)
+    if images.is_cuda:  # whose kernels take no uint8
+        return to_uint8(F.interpolate(images.float(), size, mode=interpolation, antialias=True).clamp_(0, 255).add_(0.5))
+    return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
 def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Tensor:
@@ -212,7 +214,7 @@ def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Te
     if not images.is_cuda:
         return _copy_squares(images, offsets, size)
     squares = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, tops, lefts, size, size), no copy
-    place = torch.from_numpy(offsets).to(images.device)
+    place = torch.from_numpy(offsets).to(images.device, non_blocking=True)
     return squares[torch.arange(len(images), device=images.device), :, place[:, 1], place[:, 0]]
 
 
@@ -233,7 +235,7 @@ def resized_crop(images: Tensor, scaled: tuple[int, int], offsets: np.ndarray, s
     Returns (N, C, size, size) uint8.
     """
     count, channels, height, width = images.shape
-    place = torch.from_numpy(offsets).to(images.device)
+    place = torch.from_numpy(offsets).to(images.device, non_blocking=True)
     across = _resize_matrix(width, scaled[1], size, interpolation, images.device).index_select(0, place[:, 0])  # (N, S, W)
     down = _resize_matrix(height, scaled[0], size, interpolation, images.device).index_select(0, place[:, 1])  # (N, S, H)
     rows = torch.bmm(images.float().view(count, channels * height, width), across.transpose(1, 2)).clamp_(0, 255)

@@ -5,6 +5,7 @@ mean grey of each image, one applies a 3 x 3 matrix and a bias. So a chain clamp
 clamps after each operation.
 """
 
+import functools
 from itertools import permutations
 
 import torch
@@ -14,6 +15,12 @@ GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of red, green, blue
 ORDERS = tuple(permutations(range(3)))
 
 
+@functools.lru_cache(maxsize=64)
+def constant(values: tuple, device: torch.device) -> Tensor:
+    """Return values as a tensor on the device, made once: a copy from the host waits for the device."""
+    return torch.tensor(values, device=device)
+
+
 def jitter(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
     """Brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength], in a random order.
 
@@ -21,7 +28,7 @@ def jitter(images: Tensor, u: Tensor, strength: float = 0.4) -> Tensor:
     grey of the image as it stands at that point of the chain.
     """
     factors = 1 + strength * (2 * u[:, :3] - 1)
-    order = torch.tensor(ORDERS, device=u.device)[(u[:, 3] * len(ORDERS)).long()]  # (N, 3)
+    order = constant(ORDERS, u.device)[(u[:, 3] * len(ORDERS)).long()]  # (N, 3)
     return chain(images, factors, order)
 
 
@@ -50,8 +57,7 @@ def lighting(images: Tensor, u: Tensor, deviation: float = 0.1) -> Tensor:
 
     deviation: of the normal draw of each axis, in units of its eigenvalue.
     """
-    values = torch.tensor(EIGENVALUES, device=images.device)
-    vectors = torch.tensor(EIGENVECTORS, device=images.device)
+    values, vectors = constant(EIGENVALUES, images.device), constant(EIGENVECTORS, images.device)
     added = (normal(u)[:, :3] * deviation * values) @ vectors.T  # (N, 3), of colours in [0, 1]
     unit = 255 if images.dtype == torch.uint8 else 1
     identity = torch.eye(3, device=images.device).expand(len(images), 3, 3)
@@ -73,7 +79,7 @@ def normal(u: Tensor) -> Tensor:
 def hsv(images: Tensor, u: Tensor, hue: float = 0.05, saturation: float = 0.3, value: float = 0.3) -> Tensor:
     """Turn the hue by up to `hue` of the circle, and multiply saturation and value by 1 +- theirs. 3 draws."""
     turn = hue * (2 * u[:, 0] - 1)
-    factors = 1 + torch.tensor([saturation, value], device=u.device) * (2 * u[:, 1:3] - 1)
+    factors = 1 + constant((saturation, value), u.device) * (2 * u[:, 1:3] - 1)
     return shift_hsv(images, turn, factors[:, 0], factors[:, 1])
 
 
@@ -133,7 +139,7 @@ def chain(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     Whatever the order, the result is a x + b grey(x) + c with three numbers an image, for grey(grey(x)) = grey(x).
     """
-    grey = torch.tensor(GREY, device=images.device)
+    grey = constant(GREY, images.device)
     mean = channel_means(images) @ grey  # (N,), the image's mean grey
     a, b, c = torch.ones_like(mean), torch.zeros_like(mean), torch.zeros_like(mean)
     for operation in order.unbind(1):

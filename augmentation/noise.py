@@ -1,9 +1,12 @@
 """Augmentations that blur, add noise and hide parts. images: (N, C, H, W) uint8 in [0, 255] or float in [0, 1]."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from augmentation.colour import constant
 from augmentation.geometry import like
 
 FILL = (124, 116, 104)  # ImageNet's mean colour: what is hidden is 0 to the network, as in the papers
@@ -54,7 +57,7 @@ def erase(images: Tensor, u: Tensor, probability: float = 0.25, low: float = 0.0
     """
     height, width = images.shape[2:]
     area = (low + (high - low) * u[:, 1]) * height * width
-    aspect = torch.exp(torch.log(torch.tensor(0.3)) * (1 - 2 * u[:, 2]))
+    aspect = torch.exp(math.log(0.3) * (1 - 2 * u[:, 2]))
     tall = torch.sqrt(area * aspect).round().clamp(1, height)
     wide = torch.sqrt(area / aspect).round().clamp(1, width)
     top, left = (u[:, 3] * (height - tall + 1)).floor(), (u[:, 4] * (width - wide + 1)).floor()
@@ -65,7 +68,7 @@ def erase(images: Tensor, u: Tensor, probability: float = 0.25, low: float = 0.0
 def cutout(images: Tensor, u: Tensor, pixels: float = 16) -> Tensor:
     """Hide a square of this side about a random pixel; it may reach over the border (arXiv 1708.04552). 2 draws."""
     height, width = images.shape[2:]
-    middle = (u[:, :2] * torch.tensor([width, height], device=u.device)).floor()
+    middle = (u[:, :2] * constant((width, height), u.device)).floor()
     return hide(images, torch.cat([middle - pixels // 2, middle - pixels // 2 + int(pixels)], 1))
 
 
@@ -75,6 +78,6 @@ def hide(images: Tensor, boxes: Tensor) -> Tensor:
     x = torch.arange(images.shape[3], device=images.device)[None, None, :]
     left, top, right, bottom = boxes[:, :, None, None].unbind(1)
     inside = (x >= left) & (x < right) & (y >= top) & (y < bottom)  # (N, H, W)
-    colour = torch.tensor(FILL, device=images.device)[:, None, None]
+    colour = constant(FILL, images.device)[:, None, None]
     fill = colour.to(images.dtype) if images.dtype == torch.uint8 else (colour / 255).to(images.dtype)
     return torch.where(inside[:, None], fill, images)

@@ -1,0 +1,121 @@
+"""Names and probabilities for images: `python predict.py best.pt photo.jpg folder/ [--top 5] [--csv OUT]`.
+
+A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and deviation. An image that cannot be
+read is named, the others go on, and the exit status is 1.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import checkpoint
+import model
+import utils
+from datasets import decode, folder
+from opts import Parser
+from transforms import Pipeline
+from utils import Refused, printable
+
+BATCH = 32
+
+
+def load(path: str) -> model.Network:
+    """Return the network of a weights file or a checkpoint, in testing mode. Raises Refused."""
+    try:
+        value = checkpoint.read(path)
+        network_spec = model.Spec.read(value["model"])
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from None
+    except (checkpoint.Damaged, KeyError, TypeError) as error:
+        raise Refused(f"{path} is no weights file of this suite: {error}") from None
+    network = model.create(
+        network_spec.netType, network_spec.classes, network_spec.cropSize, stem=network_spec.stem,
+        image_size=network_spec.imageSize, interpolation=network_spec.interpolation,
+    )  # fmt: skip
+    model.load_weights(network, value, path)
+    return network.eval()
+
+
+def paths_of(arguments: Iterable[str]) -> Iterator[str]:
+    """Yield image paths: those given, those below folders, and for `-` those on standard input, a line each."""
+    for argument in arguments:
+        if argument == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin)
+        elif os.path.isdir(argument):
+            yield from sorted(folder.image_files(argument, argument.rstrip("/")))
+        else:
+            yield argument
+
+
+def read(path: str, pipeline: Pipeline) -> torch.Tensor:
+    """Return what the network sees of one file, (3, S, S) uint8. Raises OSError, ValueError."""
+    with open(path, "rb") as file:
+        content = file.read()
+    width, height = decode.size(content)
+    window = pipeline.windows(np.array([width]), np.array([height]), 0, np.array([0]))
+    return decode.windows(
+        content, window.box[0], window.size, whole=window.whole, headroom=window.headroom, interpolation=pipeline.interpolation
+    )
+
+
+@torch.inference_mode()
+def predictions(network: model.Network, paths: Iterable[str], top: int) -> Iterator[tuple[str, list[tuple[str, float]] | str]]:
+    """Yield each path with its most probable classes, or with the reason why it cannot be read."""
+    spec = network.spec
+    pipeline = Pipeline([], spec.imageSize, spec.cropSize, interpolation=spec.interpolation)
+    every = iter(paths)
+    while batch := list(itertools.islice(every, BATCH)):
+        images: dict[str, torch.Tensor | str] = {}
+        for path in batch:
+            try:
+                images[path] = read(path, pipeline)
+            except (OSError, ValueError) as error:
+                images[path] = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        good = [path for path in images if isinstance(images[path], torch.Tensor)]
+        scores: Any = network(torch.stack([images[path] for path in good])).softmax(1) if good else []  # type: ignore[misc]
+        found = dict(zip(good, scores, strict=True))
+        for path in batch:
+            reason = images[path]
+            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.classes, top)
+
+
+def ranked(probabilities: torch.Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
+    values, places = probabilities.topk(min(top, len(classes)))
+    return [(classes[place], value) for value, place in zip(values.tolist(), places.tolist(), strict=True)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    parser.add_argument("images", nargs="+", help="images, folders, or - for paths on standard input")
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--csv", help="also write path, rank, class, probability to this file")
+    arguments = parser.parse_args(argv)
+    if arguments.top < 1:
+        parser.error("argument --top: 1 at least")
+    with utils.clear_errors():
+        network = load(arguments.file)
+        rows, failed = [], 0
+        for path, result in predictions(network, paths_of(arguments.images), arguments.top):
+            if isinstance(result, str):
+                failed += 1
+                print(f"{printable(path)}: {printable(result)}", file=sys.stderr)
+                continue
+            shown = ", ".join(f"{printable(name)} {probability:.2%}" for name, probability in result)
+            print(f"{printable(path)}: {shown}")
+            rows += [[printable(path), rank, printable(name), value] for rank, (name, value) in enumerate(result, 1)]
+        if arguments.csv:
+            with utils.whole_file(arguments.csv) as file:
+                csv.writer(file, lineterminator="\n").writerows([["path", "rank", "class", "probability"], *rows])
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
