@@ -52,3 +52,7 @@ def save(images: Tensor, path: Path) -> None:
     picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
     with utils.whole_file(path, "wb") as file:
         picture.save(file, "PNG")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,9 +9,11 @@ for the whole batch. The rest runs on whole batches on the device. Each step dra
 """
 
 import functools
+import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,12 +263,5 @@ def five_crops(images: Tensor, size: int) -> Tensor:
     return torch.stack([images[:, :, top : top + size, left : left + size] for top, left in places], 1)
 
 
-def main() -> None:
-    """Draw a sheet of 8 images, 8 times each, as the network sees them."""
-    import sheets
-
-    sheets.main()
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the sheet is a program of its own, which imports this file
+    runpy.run_path(str(Path(__file__).with_name("sheets.py")), run_name="__main__")

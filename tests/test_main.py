@@ -193,3 +193,27 @@ def test_ten_crop_probabilities_are_the_mean_of_ten() -> None:
 def test_continue_where_nothing_was_saved_starts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main.main(["--dataset", "synthetic", "--synthetic", "16:4:20", *SMALL, "--expDir", str(tmp_path), "--continue"])
     assert "nothing was saved here yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "folder"])
+def test_the_command_line_trains(dataset: str, images: Path, tmp_path: Path) -> None:
+    more = ["--synthetic", "32:4:24"] if dataset == "synthetic" else ["--data_dir", str(images), "--nThreads", "2"]
+    command = [
+        sys.executable,
+        "main.py",
+        "--dataset",
+        dataset,
+        *more,
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--nEpochs",
+        "1",
+    ]
+    command += ["--batchSize", "8", "--GPU", "-1", "--expDir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "best test top-1" in result.stdout
+    assert log_of(tmp_path)[0].keys() == KEYS
