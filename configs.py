@@ -66,6 +66,7 @@ def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals)
         resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs,
         settings=environment(device, ranks),
         saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
+        overwrite=options.overwrite,
     )  # fmt: skip
 
 
@@ -109,8 +110,7 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
         raise Refused(f"{plan.images} training images are in a pass, 2 are needed at least: look at {train.where} and --limit")
     if plan.images < min(len(train), options.limit or len(train)):
         run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
-    if options.valShare is not None and run.ranks.first:
-        shutil.copy(split_path(options), run.folder / "split.csv")
+    if options.valShare is not None:
         run.logger.say(f"split     {len(train)} images to train on, {len(test)} to test on: {run.folder / 'split.csv'}")
     test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
     settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
@@ -264,6 +264,8 @@ def changed(options: Options) -> dict[str, tuple[Any, Any]]:
 def record(options: Options, run: Run) -> None:
     """Write options.json: from here on the folder holds a run."""
     if run.ranks.first:
+        if options.valShare is not None:
+            shutil.copy(split_path(options), run.folder / "split.csv")
         about = {"command": shlex.join(sys.argv), "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "commit": _commit()}
         utils.write_json(run.folder / "options.json", {"options": options.recorded(), **about, **run.settings})
 

@@ -113,17 +113,20 @@ class Lock:
 
 
 def prepare_folder(folder: Path, *, go_on: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, unless it goes on or is removed. Sweeps what dead runs left half-written."""
-    if not go_on and (folder / "options.json").exists():
-        if not overwrite:
-            raise Refused(
-                f"{folder} already holds a run: go on with --continue, remove it with --overwrite, or name another by --expID"
-            )
-        for path in folder.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Refuse a folder that holds a run, unless it goes on or will be removed. Sweeps what dead runs left half-written."""
+    if not (go_on or overwrite) and (folder / "options.json").exists():
+        raise Refused(
+            f"{folder} already holds a run: go on with --continue, remove it with --overwrite, or name another by --expID"
+        )
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove the run that is in the folder, all but the lock."""
+    for path in folder.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
@@ -169,10 +172,13 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     saved: Any = None  # the checkpoint that the run goes on from
     clock: Clock = field(default_factory=Clock)
+    overwrite: bool = False  # the run that is in the folder is removed, once this one is sure to begin
 
     def resume(self, changed: dict[str, tuple[Any, Any]], go_on: bool = False, **parts: Stateful) -> Progress:
         """Take `parts` as what is saved, and fill them from the checkpoint, if there is one. Says how exact it is."""
         self.parts = parts
+        if self.overwrite:
+            clear_folder(self.folder)
         if self.saved is not None:
             path, value = self.saved
             for name, part in parts.items():

@@ -173,3 +173,11 @@ def test_nothing_is_left_by_a_run_that_never_began(tmp_path: Path) -> None:
     assert child.wait() == -15
     rig.finish(rig.options(tmp_path, "--nEpochs", "1"))
     assert json.loads((rig.run_folder(tmp_path) / "options.json").read_text())["options"]["nEpochs"] == 1
+
+
+def test_a_mistake_beside_overwrite_loses_no_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = rig.fingerprint(finished)
+    refused(rig.options(finished, "--overwrite", "--freeze", "99"), capsys)
+    assert rig.fingerprint(finished) == before
+    rig.finish(rig.options(finished, "--overwrite", "--nEpochs", "2"))
+    assert len((rig.run_folder(finished) / "log.jsonl").read_text().splitlines()) == 2
