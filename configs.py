@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 import augmentation
 import checkpoint
@@ -28,6 +29,7 @@ from models import NETWORKS, OURS
 from models.layers import SMALL
 from opts import FREE, Options
 from randomness import key
+from report import Report
 from run import Lock, Run, Signals, ending, environment, prepare_folder
 from transforms import Pipeline
 from utils import Ranks, Refused
@@ -58,10 +60,11 @@ def start(options: Options) -> Iterator[Run]:
 
 
 def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals) -> Run:
-    folder = options.folder
+    folder, bare = options.folder, options.logger == "none" or not ranks.first
     return Run(
         folder=folder, device=device, ranks=ranks, seed=options.manualSeed, signals=signals,
         logger=Logger(folder, quiet=not ranks.first, verbose=options.verbose),
+        report=Report(folder, options.recorded(), bare=bare, histograms=options.histograms),
         saver=checkpoint.Saver(folder / "checkpoints", options.keep), interval=checkpoint.Interval(options.saveEvery),
         resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs,
         settings=environment(device, ranks),
@@ -137,7 +140,8 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
     def compute() -> tuple[list[float], list[float]]:
         plan = data.Plan(len(images), 256, limit=SAMPLE)
         source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads)
-        return ours.measure(batch.images for batch in source.epoch(0))
+        bar = tqdm(source.epoch(0), "mean and deviation", len(source), unit="batch", leave=False, disable=None)
+        return ours.measure(batch.images for batch in bar)
 
     return ours.cached(str(Path(options.expDir, options.dataset, "statistics.json")), key, compute)
 
@@ -152,13 +156,14 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
     total = model.parameters(network)
     share = f", {training:,} of them train" if training < total else ""
     rates = "the regime stretched over" if options.LR is None else f"{options.LR:g} held over"
+    cost = model.multiply_adds(network) / 1e9
     per_gpu = f", {options.batchSize / options.nGPU:g} a GPU" if options.nGPU > 1 else ""
     first, _ = _schedule(options).at(0)
     reading = f", {options.nThreads} processes that read" if isinstance(train, data.FileLoader) else ""
     run.logger.say(
         f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
         f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
-        f"network   {options.netType}: {total:,} parameters{share}\n"
+        f"network   {options.netType}: {total:,} parameters{share}; {cost:.3g} billion multiply-adds an image\n"
         f"training  {options.nEpochs} epochs of {len(train)} steps, global batch {options.batchSize}{per_gpu}; learning rate "
         f"{first:g}, {rates} {options.nEpochs * len(train)} steps, not scaled with the batch\n"
         f"device    {run.settings['device']}, {run.settings['threads']} threads{reading}\n"

@@ -71,6 +71,10 @@ class Plan:
     def __len__(self) -> int:
         return -(-self.images // self.batch)
 
+    def left(self, number: int) -> int:
+        """Return the images of a pass from batch `number` on, over all ranks."""
+        return self.images - number * self.batch
+
     def size(self, number: int) -> int:
         """Return the images of batch `number` over all ranks."""
         return min(self.batch, self.images - number * self.batch)
@@ -95,6 +99,16 @@ class Plan:
         if self.shuffle:
             positions = shuffled(positions, count, self.seed, epoch)
         return shuffled(positions, self.count, 0, 0, "limit") if count < self.count else positions
+
+
+@dataclass(frozen=True)
+class Chosen(Plan):
+    """A plan of one batch: the images named. these: (count,) int64."""
+
+    these: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def _images(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        return self.these[positions]
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,12 @@ class ArrayLoader:
             images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
             labels = self.labels[torch.from_numpy(indices)].to(self.device, non_blocking=True)
             yield Batch(images, labels, indices, self.plan.size(number), number)
+
+    def some(self, indices: np.ndarray) -> Tensor:
+        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""
+        pixels = self.pixels[torch.from_numpy(indices).to(self.pixels.device)].cpu().permute(0, 3, 1, 2)
+        images = self.pipeline.alone().arrays(pixels, 0, indices)
+        return images.expand(-1, 3, -1, -1)
 
 
 class _Task(NamedTuple):
@@ -271,6 +291,11 @@ class FileLoader:
                 images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices.numpy()))
             labels = self.labels[indices].to(self.device, non_blocking=True)
             yield Batch(images, labels, indices.numpy(), self.plan.size(number), number)
+
+    def some(self, indices: np.ndarray) -> Tensor:
+        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""
+        plan = Chosen(len(indices), len(indices), these=indices)
+        return _Reader(self.images, self.pipeline.alone(), plan, finishes=False)[_Task(0, 0)][0]
 
     def _read(self) -> Iterator[Any]:
         try:

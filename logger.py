@@ -1,7 +1,6 @@
 """What a run shows and writes of itself: console, log.jsonl, each step's loss."""
 
 import contextlib
-import csv
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import printable, whole_file, write_json
+from utils import whole_file, write_json
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
 
@@ -36,7 +35,7 @@ class Logger:
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Any]:
         """Show how far a pass is, on a terminal."""
-        with tqdm(total=total, desc=title, unit="batch", leave=False, disable=not self.bars, dynamic_ncols=True) as bar:
+        with tqdm(total=total, desc=title, unit=" images", leave=False, disable=not self.bars, dynamic_ncols=True) as bar:
             self.current = bar
             yield bar
 
@@ -44,15 +43,6 @@ class Logger:
         """Show text at the end of the bar; it is drawn with the bar's next move."""
         if self.bars:
             self.current.set_postfix_str(text, refresh=False)
-
-    def confusion(self, matrix: list[list[int]], classes: list[str]) -> None:
-        """Write the test's confusion matrix: a row each true class, a column each predicted one."""
-        if self.quiet:
-            return
-        with whole_file(self.folder / "confusion.csv") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["true class", *map(printable, classes)])
-            writer.writerows([printable(name), *row] for name, row in zip(classes, matrix, strict=True))
 
     def restore(self, history: list[dict[str, Any]], epoch: int) -> None:
         """Make the files those of a run that has finished `epoch` epochs."""
@@ -97,9 +87,6 @@ class Logger:
     def _write_log(self, history: list[dict[str, Any]]) -> None:
         with whole_file(self.folder / "log.jsonl") as file:
             file.writelines(json.dumps(record) + "\n" for record in history)
-
-    def close(self) -> None:
-        """Nothing is open between calls."""
 
 
 def _shown(value: Any) -> str:

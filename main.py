@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 import configs
 import utils
-from metrics import Sums, average_precisions, confusion_matrix
+from metrics import Sums, average_precisions
 from optimizer import Updater
+from report import Tested
 from run import Run
 
 AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
@@ -34,7 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         configs.header(options, run, network, train_loader, test_loader)
         wrapped = utils.wrap(network, run.device, options.nGPU)
         if options.test:
-            run.logger.figures(test(run, network, test_loader, Sums(run.device)))
+            tested = test(run, network, test_loader, Sums(run.device))
+            run.logger.figures(tested)
+            run.report.draw(tested, [], confusion=True)
             return
         weights = configs.class_weights(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
@@ -59,7 +62,7 @@ def train(
     sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device)
     classes = len(loader.images.classes)
     batches = loader.epoch(progress.epoch, progress.batch)
-    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", len(loader) - progress.batch):
+    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", loader.plan.left(progress.batch)):
         utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
         updater.begin(run.share(len(loader)))
         images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
@@ -67,7 +70,7 @@ def train(
         loss = loss_of(logits, targets, weights)
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
-        run.show_step(updater, sums, len(loader))
+        run.show_step(updater, sums, len(loader), images)
         run.after_step(sums)
     updater.settle()
     return sums, figures("train", sums, run)
@@ -83,17 +86,20 @@ def loss_of(logits: tuple[Tensor, ...], labels: Tensor, weights: Tensor | None =
 def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, Any]:
     """Test on every image once; return the figures. A signal saves what was trained: the test is then done again."""
     network.eval()
-    sums, scores, labels = Sums(run.device), [], []
-    for batch in run.watch(loader.epoch(0), "test", len(loader)):
+    sums, scores, labels, indices = Sums(run.device), [], [], []
+    for batch in run.watch(loader.epoch(0), "test", loader.plan.images):
         logarithms = log_probabilities(network, batch.images)  # (N, K)
         sums.add(F.nll_loss(logarithms, batch.labels), logarithms, batch.labels)
         scores.append(logarithms.exp())
         labels.append(batch.labels)
+        indices.append(torch.from_numpy(batch.indices))
+        run.show_sums(sums)
         run.check_stop(trained)
-    every, truth = torch.cat(scores).cpu(), torch.cat(labels).cpu()  # (N, K), (N,)
-    precisions = average_precisions(every, truth)
-    run.logger.confusion(confusion_matrix(every.argmax(1), truth, every.shape[1]).tolist(), loader.images.classes)
-    return figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
+    every, truth, places = (
+        run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)
+    )  # (N, K), (N,), (N,)
+    run.report.tested = Tested(every, truth, places.numpy(), loader.images.classes, loader.some)
+    return figures("test", sums, run) | {"test_map": 100 * average_precisions(every, truth).nanmean().item()}
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:

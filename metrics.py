@@ -71,3 +71,31 @@ def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     precision = found / (last.nonzero()[:, 0] + 1)
     gained = torch.diff(found, prepend=found.new_zeros(1)) / found[-1]
     return (gained * precision).sum()
+
+
+def per_class(scores: Tensor, labels: Tensor) -> dict[str, list[Any]]:
+    """Return columns with a value a class: images, top1, precision, recall, f1, average_precision, confused_with.
+
+    scores: (N, K); labels: (N,). Percent, as scikit-learn defines them; None where a class has no image, or for precision
+    where none was called by its name. confused_with: the class that most of its images are wrongly called, or None.
+    """
+    matrix = confusion_matrix(scores.argmax(1), labels, scores.shape[1])
+    hits, images, called = matrix.diag().double(), matrix.sum(1), matrix.sum(0)
+    errors = matrix - torch.diag(matrix.diag())
+    columns = {
+        "top1": hits / images, "precision": hits / called, "recall": hits / images, "f1": 2 * hits / (images + called),
+        "average_precision": average_precisions(scores, labels),
+    }  # fmt: skip
+    empty = images == 0
+    result: dict[str, list[Any]] = {"images": images.tolist()}
+    for name, values in columns.items():
+        result[name] = [None if v != v or none else 100 * v for v, none in zip(values.tolist(), empty.tolist(), strict=True)]
+    most = zip(errors.max(1).values.tolist(), errors.argmax(1).tolist(), strict=True)
+    return result | {"confused_with": [place if count else None for count, place in most]}
+
+
+def confident_errors(scores: Tensor, labels: Tensor, most: int) -> Tensor:
+    """Return the positions, (<= most,), of the wrongly named images whose wrong class has the highest scores."""
+    best = scores.max(1)
+    wrong = (best.indices != labels).nonzero()[:, 0]
+    return wrong[best.values[wrong].argsort(descending=True, stable=True)[:most]]

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint as recomputed
+from torch.utils.flop_counter import FlopCounterMode
 
+import checkpoint
 from models import NETWORKS
 from utils import Refused
 
@@ -102,9 +105,37 @@ def create(
     return Network(body, Spec(name, names, image_size or size, size, stem, **more))
 
 
+def load(path: str) -> Network:
+    """Return the network of a weights file or a checkpoint, in testing mode. Raises Refused."""
+    try:
+        value = checkpoint.read(path)
+        spec = Spec.read(value["model"])
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from None
+    except (checkpoint.Damaged, KeyError, TypeError) as error:
+        raise Refused(f"{path} is no weights file of this suite: {error}") from None
+    network = create(
+        spec.netType, spec.classes, spec.cropSize, stem=spec.stem, image_size=spec.imageSize, interpolation=spec.interpolation
+    )
+    load_weights(network, value, path)
+    return network.eval()
+
+
 def parameters(network: nn.Module) -> int:
     """Count the parameters that train or could."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def multiply_adds(network: Network) -> int:
+    """Count the multiply-adds of an image in testing: those of convolutions and matrix products, nothing is computed."""
+    size = network.spec.cropSize
+    still = {name: value.to("meta") for name, value in network.state_dict().items()}
+    training = network.training
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        functional_call(network, still, (torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"),))
+    network.train(training)
+    return counter.get_total_flops() // 2
 
 
 class _Recomputed(nn.Sequential):
@@ -114,7 +145,7 @@ class _Recomputed(nn.Sequential):
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(images)
         for part in self.parts():
-            images = checkpoint(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
+            images = recomputed(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
         return images
 
     def parts(self) -> list[nn.Sequential]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import Failed, Ranks
+from utils import Arriving, Failed, Ranks
 
 MOST_BAD = 3  # bad steps in a row that end the run
 LATEST = 8  # steps after which the host waits for a check that it has not seen yet
@@ -71,11 +71,7 @@ class _Check:
     step: int
     LR: float
     indices: np.ndarray
-    host: Tensor  # (2,) float32: 1 for a bad step; the loss
-    event: Any  # torch.cuda.Event or None on a CPU
-
-    def arrived(self) -> bool:
-        return self.event is None or self.event.query()
+    flags: Arriving  # (2,) float32: 1 for a bad step; the loss
 
 
 class Updater:
@@ -122,14 +118,8 @@ class Updater:
         return self.ranks.largest((~finite).to(torch.float32))
 
     def _send(self, flags: Tensor, step: int, indices: np.ndarray) -> None:
-        event = None
-        host = flags
-        if flags.is_cuda:
-            host = torch.empty(2, pin_memory=True).copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self.waiting.append(_Check(step, self.LR, indices, host, event))
-        while self.waiting and (len(self.waiting) > LATEST or self.waiting[0].arrived()):
+        self.waiting.append(_Check(step, self.LR, indices, Arriving(flags)))
+        while self.waiting and (len(self.waiting) > LATEST or self.waiting[0].flags.arrived()):
             self._read(self.waiting.popleft())
 
     def settle(self) -> None:
@@ -138,9 +128,7 @@ class Updater:
             self._read(self.waiting.popleft())
 
     def _read(self, check: _Check) -> None:
-        if check.event is not None:
-            check.event.synchronize()
-        bad, self.loss = check.host.tolist()
+        bad, self.loss = check.flags.take()
         if not bad:
             self.in_a_row = 0
             return

@@ -86,6 +86,8 @@ class Options:
     saveEvery: str = option("10m", RUN, "checkpoint every so many steps (`500`) or minutes (`10m`), and at epoch ends")
     keep: int = option(3, RUN, "checkpoints that are kept", low=1)
     verbose: bool = option(False, RUN, "a line a step, or a progress bar")
+    logger: str = option("full", RUN, "full, or none: no TensorBoard events and no pictures", choices=("full", "none"))
+    histograms: bool = option(False, RUN, "histograms of all weights in TensorBoard")
     test: bool = option(False, RUN, "test the weights of --retrain and leave; nothing is trained")
     continue_: bool = option(False, RUN, "go on from the newest checkpoint; start where there is none")
     overwrite: bool = option(False, RUN, "remove the run that is in the folder")
@@ -116,7 +118,20 @@ class Options:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Options) if field.metadata}
 # Options that neither the weights nor the figures depend on; a run that goes on may change them and stays exact.
-FREE = {"nThreads", "startMethod", "timeout", "expDir", "expID", "snapshot", "saveEvery", "keep", "verbose", *UNRECORDED}
+FREE = {
+    "nThreads",
+    "startMethod",
+    "timeout",
+    "expDir",
+    "expID",
+    "snapshot",
+    "saveEvery",
+    "keep",
+    "verbose",
+    "logger",
+    "histograms",
+    *UNRECORDED,
+}
 
 
 LISTED_NETWORKS = f": {', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"

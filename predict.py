@@ -1,4 +1,4 @@
-"""Names and probabilities for images: `python predict.py best.pt photo.jpg folder/ [--top 5] [--csv OUT]`.
+"""Names and probabilities for images: `python predict.py best.pt photo.jpg folder/ [--top 5] [--csv OUT] [--sheet OUT.png]`.
 
 A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and deviation. An image that cannot be
 read is named, the others go on, and the exit status is 1.
@@ -10,37 +10,22 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import checkpoint
 import model
 import utils
 from datasets import decode, folder
 from opts import Parser
 from transforms import Pipeline
-from utils import Refused, printable
+from utils import printable
 
 BATCH = 32
-
-
-def load(path: str) -> model.Network:
-    """Return the network of a weights file or a checkpoint, in testing mode. Raises Refused."""
-    try:
-        value = checkpoint.read(path)
-        network_spec = model.Spec.read(value["model"])
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except (checkpoint.Damaged, KeyError, TypeError) as error:
-        raise Refused(f"{path} is no weights file of this suite: {error}") from None
-    network = model.create(
-        network_spec.netType, network_spec.classes, network_spec.cropSize, stem=network_spec.stem,
-        image_size=network_spec.imageSize, interpolation=network_spec.interpolation,
-    )  # fmt: skip
-    model.load_weights(network, value, path)
-    return network.eval()
+SHEET = 48  # images on a sheet
+Ranking = list[tuple[str, float]]  # class names and probabilities, the most probable first
 
 
 def paths_of(arguments: Iterable[str]) -> Iterator[str]:
@@ -66,8 +51,10 @@ def read(path: str, pipeline: Pipeline) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def predictions(network: model.Network, paths: Iterable[str], top: int) -> Iterator[tuple[str, list[tuple[str, float]] | str]]:
-    """Yield each path with its most probable classes, or with the reason why it cannot be read."""
+def predictions(
+    network: model.Network, paths: Iterable[str], top: int
+) -> Iterator[tuple[str, Ranking | str, torch.Tensor | str]]:
+    """Yield each path with its most probable classes and what the network saw, or with the reason why it cannot be read."""
     spec = network.spec
     pipeline = Pipeline([], spec.imageSize, spec.cropSize, interpolation=spec.interpolation)
     every = iter(paths)
@@ -83,10 +70,10 @@ def predictions(network: model.Network, paths: Iterable[str], top: int) -> Itera
         found = dict(zip(good, scores, strict=True))
         for path in batch:
             reason = images[path]
-            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.classes, top)
+            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.classes, top), reason
 
 
-def ranked(probabilities: torch.Tensor, classes: tuple[str, ...], top: int) -> list[tuple[str, float]]:
+def ranked(probabilities: torch.Tensor, classes: tuple[str, ...], top: int) -> Ranking:
     values, places = probabilities.topk(min(top, len(classes)))
     return [(classes[place], value) for value, place in zip(values.tolist(), places.tolist(), strict=True)]
 
@@ -97,23 +84,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("images", nargs="+", help="images, folders, or - for paths on standard input")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--csv", help="also write path, rank, class, probability to this file")
+    parser.add_argument("--sheet", help=f"draw the first {SHEET} images with their names to this PNG")
     arguments = parser.parse_args(argv)
     if arguments.top < 1:
         parser.error("argument --top: 1 at least")
     with utils.clear_errors():
-        network = load(arguments.file)
+        network = model.load(arguments.file)
         rows, failed = [], 0
-        for path, result in predictions(network, paths_of(arguments.images), arguments.top):
+        seen: list[tuple[np.ndarray, str, tuple[str, float]]] = []
+        for path, result, image in predictions(network, paths_of(arguments.images), arguments.top):
             if isinstance(result, str):
                 failed += 1
                 print(f"{printable(path)}: {printable(result)}", file=sys.stderr)
                 continue
             shown = ", ".join(f"{printable(name)} {probability:.2%}" for name, probability in result)
             print(f"{printable(path)}: {shown}")
+            if arguments.sheet and len(seen) < SHEET and isinstance(image, torch.Tensor):
+                seen.append((image.permute(1, 2, 0).numpy(), path, result[0]))
             rows += [[printable(path), rank, printable(name), value] for rank, (name, value) in enumerate(result, 1)]
         if arguments.csv:
             with utils.whole_file(arguments.csv) as file:
                 csv.writer(file, lineterminator="\n").writerows([["path", "rank", "class", "probability"], *rows])
+        if seen:
+            import pictures
+
+            shortened = pictures.shortened
+            titles = [f"{shortened(Path(path).name)}\n{100 * value:.1f} % {shortened(name)}" for _, path, (name, value) in seen]
+            pictures.sheet(np.stack([image for image, _, _ in seen]), titles, Path(arguments.sheet))
     sys.exit(1 if failed else 0)
 
 

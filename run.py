@@ -20,13 +20,15 @@ from typing import Any
 import numpy
 import torch
 import torchvision
+from torch import Tensor
 
 import checkpoint
 from checkpoint import Interval, Progress, Saver, Stateful
 from logger import Logger
 from metrics import Sums
 from optimizer import Updater
-from utils import Failed, Ranks, Refused
+from report import Report
+from utils import Arriving, Failed, Ranks, Refused
 
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
@@ -161,6 +163,7 @@ class Run:
     seed: int
     signals: Signals
     logger: Logger
+    report: Report
     saver: Saver
     interval: Interval
     resume_command: str
@@ -172,6 +175,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     saved: Any = None  # the checkpoint that the run goes on from
     clock: Clock = field(default_factory=Clock)
+    latest: Arriving | None = None  # sums on their way to the progress bar
     overwrite: bool = False  # the run that is in the folder is removed, once this one is sure to begin
 
     def resume(self, changed: dict[str, tuple[Any, Any]], go_on: bool = False, **parts: Stateful) -> Progress:
@@ -198,11 +202,12 @@ class Run:
         if self.progress.epoch >= self.epochs:
             self.logger.say(f"this run has finished its {self.progress.epoch} epochs: raise --nEpochs to train on")
         self.logger.restore(self.progress.history, self.progress.epoch)
+        self.report.open(self.progress.step)
         self.signals.armed = True
         return self.progress
 
     def watch(self, batches: Iterable[Any], title: str, total: int) -> Iterator[Any]:
-        """Yield batches with a progress bar; keep time; leave at a signal."""
+        """Yield batches with a progress bar of `total` images; keep time."""
         clock = self.clock = Clock()
         with self.logger.bar(title, total) as bar:
             last = time.perf_counter()
@@ -213,15 +218,17 @@ class Run:
                 yield batch
                 last = time.perf_counter()
                 clock.compute += last - now
-                bar.update(1)
+                bar.update(batch.total)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             clock.compute += time.perf_counter() - last
 
-    def show_step(self, updater: Updater, sums: Sums, batches: int) -> None:
-        """Say a line of this step, if lines are wanted; else put the latest loss that is known beside the bar."""
+    def show_step(self, updater: Updater, sums: Sums, batches: int, images: Tensor) -> None:
+        """Say a line of this step, if lines are wanted; else put loss and top-1, as far as known, beside the bar."""
+        if self.progress.step == 0:
+            self.report.first_batch(images)
         if not self.logger.verbose:
-            self.logger.beside_bar(f"loss {updater.loss:.3f}")
+            self.show_sums(sums)
             return
         progress, clock = self.progress, self.clock
         loss, top1, top5, count = sums.values.tolist()  # waits for the device: that is what lines cost
@@ -229,6 +236,17 @@ class Run:
         place = f"epoch[{progress.epoch + 1}/{self.epochs}][{progress.batch + 1}/{batches}]"
         seconds = f"data {clock.data:.3f} s; forward-backward {clock.compute:.3f} s"
         self.logger.say(f"{place} - loss {loss / max(count, 1):.4f}; {errors}; lr {updater.LR:g}; {seconds}")
+
+    def show_sums(self, sums: Sums) -> None:
+        """Put loss and top-1 so far beside the bar, once they have come from the device: nothing waits for them."""
+        if not self.logger.bars:
+            return
+        if self.latest is not None and self.latest.arrived():
+            loss, top1, _, count = self.latest.take()
+            self.logger.beside_bar(f"loss {loss / max(count, 1):.3f}, top-1 {100 * top1 / max(count, 1):.2f} %")
+            self.latest = None
+        if self.latest is None:
+            self.latest = Arriving(sums.values.clone())
 
     def share(self, batches: int, before: int = 0) -> float:
         """Return the share of the run that is done, `before` steps ago."""
@@ -274,11 +292,14 @@ class Run:
             progress.best, progress.best_epoch = top1, record["epoch"]
         progress.history.append(record)
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        self.logger.step_losses(record["epoch"], progress.step, sums.step_losses().tolist())
+        losses = sums.step_losses().tolist()
+        self.logger.step_losses(record["epoch"], progress.step, losses)
         names = ["best.pt"] if better else []
         names += [self._snapshot_name(record["epoch"])] if self._snapshot_due(record["epoch"]) else []
         self.save(None, lambda state: self._write_weights(names, state, record))
         self.logger.record(record, progress.history)
+        network, snapshot, last = self.parts["network"], self._snapshot_due(record["epoch"]), progress.epoch >= self.epochs
+        self.report.epoch(record, progress.history, losses, network, snapshot=snapshot, last=last)
 
     def summary(self) -> None:
         """Say how the run ended."""
@@ -319,5 +340,5 @@ def ending(run: Run) -> Iterator[None]:
         ) from None
     finally:
         run.saver.join()
-        run.logger.close()
+        run.report.close()
         end_workers()

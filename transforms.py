@@ -59,6 +59,7 @@ class Pipeline:
         seed: int = 0, interpolation: str = "bilinear", ten: bool = False,
     ) -> None:  # fmt: skip
         self.image_size, self.crop_size, self.seed, self.interpolation = image_size, crop_size, seed, interpolation
+        self.all_steps = steps
         self.window_steps = {step.name: step.values for step in steps if step.entry.stage == WINDOW}
         self.steps = [step for step in steps if WINDOW < step.entry.stage < MIX]
         self.mixes = [step for step in steps if step.entry.stage == MIX]
@@ -66,6 +67,10 @@ class Pipeline:
         self.ten = ten
         if "scale" in self.window_steps and self.window_steps["scale"][0] < crop_size:
             raise ValueError(f"scale:{self.window_steps['scale'][0]:g} is less than the crop's {crop_size} pixels: raise it")
+
+    def alone(self) -> "Pipeline":
+        """Return the pipeline with one part an image, the centre in ten-crop testing."""
+        return Pipeline(self.all_steps, self.image_size, self.crop_size, seed=self.seed, interpolation=self.interpolation)
 
     @property
     def varied(self) -> bool:

@@ -84,6 +84,21 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         file.write(json.dumps(value, indent=2) + "\n")
 
 
+def table(rows: list[list[str]]) -> None:
+    """Print rows with aligned columns; the first is the heading."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        print(
+            "  ".join(
+                cell.ljust(width) if place == 0 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+    sys.stdout.flush()
+
+
 def load_ours(name: str) -> ModuleType:
     """Load a file of this folder by its path, whoever owns its name: `statistics` is the standard library's too."""
     spec = importlib.util.spec_from_file_location(f"_our_{name}", Path(__file__).with_name(f"{name}.py"))
@@ -118,9 +133,42 @@ class Ranks:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
+    def collect(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, rank after rank, on rank 0; its own on every other. rows: (n, ...) on the host."""
+        if self.world == 1:
+            return rows
+        counts = torch.zeros(self.world, dtype=torch.int64)
+        counts[self.rank] = len(rows)
+        dist.all_reduce(counts)
+        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        every = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
+        dist.gather(padded, every)
+        return rows if every is None else torch.cat([p[:n] for p, n in zip(every, counts.tolist(), strict=True)])
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+class Arriving:
+    """A tensor's copy on its way to the host, which does not wait for it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.host, self.event = values, None
+        if values.is_cuda:
+            self.host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def arrived(self) -> bool:
+        return self.event is None or self.event.query()
+
+    def take(self) -> list[float]:
+        """Return the values, waiting for them if need be."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.host.tolist()
 
 
 def device_for(first_gpu: int | None, count: int) -> torch.device:

@@ -37,7 +37,7 @@ def main() -> None:
     images = images.to(arguments.device)
     figures = {text: milliseconds(text, images, arguments.repetitions) for text in [*names, CHAIN]}
     shape = f"{arguments.batch} x 3 x {arguments.size} x {arguments.size}"
-    timing.table([[f"{shape}, {arguments.device}", "ms"], *([name, f"{value:.3f}"] for name, value in figures.items())])
+    utils.table([[f"{shape}, {arguments.device}", "ms"], *([name, f"{value:.3f}"] for name, value in figures.items())])
     timing.write(arguments.json, {"milliseconds": figures, "shape": shape})
 
 

@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
             for part in ("train", "test")
         )
         rows.append([label, f"{train:.5f}", f"{test:.5f}", *(f"{ratio:.2f}" for ratio in ratios)])
-    timing.table(rows)
+    utils.table(rows)
     timing.write(arguments.json, {"figures": figures})
 
 

@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace, root: str) -> None:
         figure |= {"images_per_second": rate, "share_of_decoding": rate / limits[part], "ours_is_faster_by": ratio}
         cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}", f"{rate:.0f}"]
         rows.append([name, *cells, f"{rate / max(1, arguments.nThreads):.0f}", f"{rate / limits[part]:.0%}", f"x {ratio:.2f}"])
-    timing.table(rows)
+    utils.table(rows)
     print(
         f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
     )

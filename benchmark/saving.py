@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         size = max(path.stat().st_size for path in Path(folder).iterdir())
     copy, write = statistics.median(copies[1:]), statistics.median(writes)
     share = 1 - (copy + write * (slowed - 1)) / DEFAULT_INTERVAL
-    timing.table([
+    utils.table([
         ["checkpoint", "GB", "first copy s", "copy s", "writing s", "step beside it", "throughput"],
         [arguments.netType, *(f"{v:.3g}" for v in (size / 1e9, copies[0], copy, write)), f"x {slowed:.2f}", f"{share:.2%}"],
     ])  # fmt: skip

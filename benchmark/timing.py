@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternating repetitions, medians, tables."""
+"""What the benchmarks share: alternating repetitions, medians."""
 
 import json
 import os
@@ -52,21 +52,6 @@ def machine() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]), "device": device, "cores": len(os.sched_getaffinity(0)),
         "torch": str(torch.__version__), "time": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-
-
-def table(rows: list[list[str]]) -> None:
-    """Print rows with aligned columns; the first is the heading."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print(
-            "  ".join(
-                cell.ljust(width) if place == 0 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
-    sys.stdout.flush()
 
 
 def write(path: str | None, value: dict[str, Any]) -> None:

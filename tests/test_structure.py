@@ -19,11 +19,13 @@ LAYERS = {
     "metrics": set(),
     "datasets": {"datasets", "transforms", "utils", "randomness"},
     "data": {"datasets", "transforms", "utils", "randomness"},
-    "model": {"models", "utils"},
+    "model": {"checkpoint", "models", "utils"},
     "optimizer": {"utils"},
     "checkpoint": {"utils"},
-    "logger": {"utils", "metrics"},
-    "run": {"checkpoint", "logger", "metrics", "optimizer", "utils"},
+    "logger": {"utils"},
+    "pictures": {"utils"},
+    "report": {"metrics", "pictures", "utils"},
+    "run": {"checkpoint", "logger", "metrics", "optimizer", "report", "utils"},
     "opts": {"augmentation", "datasets", "models"},
     "configs": {
         "datasets",
@@ -36,11 +38,12 @@ LAYERS = {
         "models",
         "optimizer",
         "opts",
+        "report",
         "run",
         "transforms",
         "utils",
     },
-    "main": {"opts", "configs", "metrics", "optimizer", "run", "utils"},
+    "main": {"opts", "configs", "metrics", "optimizer", "report", "run", "utils"},
 }
 ENTRYPOINTS = {"main", "sheets", "predict", "export", "prepare", "compare", "benchmark"}
 

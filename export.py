@@ -1,0 +1,152 @@
+"""Trained networks for other programs: `python export.py best.pt --to onnx OUT`, or pt2, or safetensors.
+
+onnx and pt2 take uint8 images (N, 3, S, S) and give probabilities (N, K), with normalisation inside and any N; class
+names, sizes and where they come from stand in their metadata. What was written is read again and run beside the network
+itself before it takes its name. safetensors holds the weights, with the rest as its metadata.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import checkpoint
+import model
+import utils
+from opts import Parser
+from utils import Failed, Refused
+
+CLOSE = 1e-4  # largest difference of a probability between the file and the network
+BATCHES = (1, 3)  # images that are tried
+
+
+class Probabilities(nn.Module):
+    """What is exported: uint8 images (N, 3, S, S) -> probabilities (N, K) float32."""
+
+    def __init__(self, network: model.Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images).float().softmax(1)
+
+
+def metadata(network: model.Network, source: str) -> dict[str, str]:
+    """Return all that a reader needs to know, as text by name; what is no text is JSON."""
+    spec = network.spec.plain()
+    known = {"classes": json.dumps(spec.pop("classes")), "source": source, "input": "uint8 RGB (N, 3, cropSize, cropSize)"}
+    known |= {name: str(value) for name, value in spec.items()}
+    value = checkpoint.read(source)
+    known["record"] = json.dumps(value.get("record") or {})
+    return known | {"torch": str(torch.__version__), "program": "multi-gpu-torch"}
+
+
+def to_onnx(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write an ONNX file; return a function that runs it in onnxruntime."""
+    onnxruntime = _needed("onnxruntime")
+    onnx = _needed("onnx")
+    _needed("onnxscript")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        Probabilities(network), (_examples(network, 2),), dynamo=True, dynamic_shapes=_any_count(), verbose=False,
+        input_names=["images"], output_names=["probabilities"],
+    )  # fmt: skip
+    assert program is not None
+    written = program.model_proto
+    onnx.helper.set_model_props(written, about)
+    onnx.save_model(written, str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write what torch.export.load reads; return a function that runs it."""
+    program = torch.export.export(Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count())
+    torch.export.save(program, str(path), extra_files={"metadata.json": json.dumps(about)})
+    return torch.export.load(str(path)).module()
+
+
+def to_safetensors(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+    """Write the weights; return a function that runs the network with them."""
+    _needed("safetensors")
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, str(path), about)
+    network.load_state_dict(load_file(str(path)))
+    return Probabilities(network)
+
+
+FORMATS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}
+
+
+def _needed(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError:
+        raise Refused(f"{name} is not installed: pip install -e '.[export]'") from None
+
+
+def _any_count() -> dict[str, Any]:
+    return {"images": {0: torch.export.Dim("count", min=1)}}
+
+
+def _examples(network: model.Network, count: int) -> Tensor:
+    """Return random images, (count, 3, S, S) uint8, the same at each call."""
+    size = network.spec.cropSize
+    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@torch.inference_mode()
+def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -> float:
+    """Return the largest difference of a probability between the file and the network. Raises Failed above 1e-4."""
+    worst = 0.0
+    for count in BATCHES:
+        images = _examples(network, count)
+        worst = max(worst, (run(images) - Probabilities(network)(images)).abs().max().item())
+    if not worst <= CLOSE:
+        raise Failed(f"{path} gives probabilities that differ by {worst:.2g}, more than {CLOSE:g}: it was not kept")
+    return worst
+
+
+def export(source: str, kind: str, out: Path) -> float:
+    """Write `source` as `kind` to `out`, checked; return the largest difference. Raises Refused, Failed."""
+    network = model.load(source)
+    about = metadata(network, source)
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    if not out.parent.is_dir():
+        raise Refused(f"there is no folder {out.parent}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about its insides
+            worst = check(network, FORMATS[kind](network, about, temporary), out)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+        utils.sync_folder(out.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return worst
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
+    parser.add_argument("out", type=Path, help="file to write")
+    arguments = parser.parse_args(argv)
+    with utils.clear_errors():
+        worst = export(arguments.file, arguments.to, arguments.out)
+        size = arguments.out.stat().st_size / 1e6
+        print(f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} at most")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
