@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 import augmentation
 import checkpoint
 import data
 import model
-import optimizer
+import training
 import utils
 from datasets.fetch import digest_of, fetch
 from logger import Logger
@@ -29,10 +28,11 @@ from models import NETWORKS, OURS
 from models.layers import SMALL
 from opts import FREE, Options
 from randomness import key
+from ranks import Ranks, join, leave, synchronise
 from report import Report
 from run import Lock, Run, Signals, ending, environment, prepare_folder
 from transforms import Pipeline
-from utils import Ranks, Refused
+from utils import Refused
 
 SAMPLE = 10_000  # images that mean and standard deviation are taken from
 
@@ -40,19 +40,24 @@ SAMPLE = 10_000  # images that mean and standard deviation are taken from
 @contextlib.contextmanager
 def start(options: Options) -> Iterator[Run]:
     """Open the run's folder and give what the loop needs of its surroundings. Raises Refused."""
-    ranks = Ranks()
     device = utils.device_for(options.GPU, options.nGPU)
+    ranks = join(device)
     torch.backends.cudnn.enabled = options.backend == "cudnn"
-    torch.backends.cudnn.benchmark = options.backend == "cudnn"
+    torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.use_deterministic_algorithms(options.deterministic)
     utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")
-    new = not options.folder.exists()
-    with Signals() as signals, Lock(options.folder):
+    new = ranks.first and not options.folder.exists()
+    with Signals() as signals, Lock(options.folder) if ranks.first else contextlib.nullcontext():
         try:
-            prepare_folder(options.folder, go_on=options.continue_, overwrite=options.overwrite)
-            run = _run(options, ranks, device, signals)
+            with ranks.in_turn("folder"):
+                if ranks.first:
+                    prepare_folder(options.folder, go_on=options.continue_, overwrite=options.overwrite)
+                run = _run(options, ranks, device, signals)
             with ending(run):
                 yield run
+            leave()
         except Refused:
             if new:  # nothing half-written where nothing was
                 _remove_empty(options.folder)
@@ -69,7 +74,8 @@ def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals)
         resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs,
         settings=environment(device, ranks),
         saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
-        overwrite=options.overwrite,
+        overwrite=options.overwrite, accumulate=options.accumulate,
+        precision=training.precision(options.precision, device),
     )  # fmt: skip
 
 
@@ -104,7 +110,8 @@ def split_path(options: Options) -> Path:
 
 def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     """Return the loaders of the training and of the test images."""
-    train, test = open_both(options)
+    with run.ranks.in_turn("data"):  # which the first may have to fetch
+        train, test = open_both(options)
     rank, world = run.ranks.rank, run.ranks.world
     plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
     if options.balanced:
@@ -152,32 +159,28 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
     low, high = int(counts.argmin()), int(counts.argmax())
     smallest, largest = (f"{utils.printable(images.classes[label])} {counts[label]}" for label in (low, high))
     sizes = f"{train.plan.images} of {len(images)} training and {test.plan.images} of {len(test.images)} test images"
-    training = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    free = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = model.parameters(network)
-    share = f", {training:,} of them train" if training < total else ""
-    rates = "the regime stretched over" if options.LR is None else f"{options.LR:g} held over"
+    some = f", {free:,} of them train" if free < total else ""
     cost = model.multiply_adds(network) / 1e9
-    per_gpu = f", {options.batchSize / options.nGPU:g} a GPU" if options.nGPU > 1 else ""
-    first, _ = _schedule(options).at(0)
+    plan = training.planned(options)
+    warm = f", {options.warmup:g} epochs of warm-up" if options.warmup else ""
+    ema = f"; averaged weights of decay {options.ema:g} are tested, kept as best and exported" if options.ema else ""
+    devices, unit = (run.ranks.world, "rank") if run.ranks.world > 1 else (options.nGPU, "GPU")
+    share = f"{options.batchSize / devices:g} a {unit}" if devices > 1 else ""
+    split = f"in {options.accumulate} parts" if options.accumulate > 1 else ""
+    batch = ", ".join(part for part in (f"global batch {options.batchSize}", share, split) if part)
+    kind = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.precision]
     reading = f", {options.nThreads} processes that read" if isinstance(train, data.FileLoader) else ""
     run.logger.say(
         f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
         f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
-        f"network   {options.netType}: {total:,} parameters{share}; {cost:.3g} billion multiply-adds an image\n"
-        f"training  {options.nEpochs} epochs of {len(train)} steps, global batch {options.batchSize}{per_gpu}; learning rate "
-        f"{first:g}, {rates} {options.nEpochs * len(train)} steps, not scaled with the batch\n"
-        f"device    {run.settings['device']}, {run.settings['threads']} threads{reading}\n"
+        f"network   {options.netType}: {total:,} parameters{some}; {cost:.3g} billion multiply-adds an image\n"
+        f"training  {options.nEpochs} epochs of {len(train)} steps, {batch}; {options.optimizer}, learning rate {plan.rate:g}, "
+        f"{plan.kind} over {options.nEpochs * len(train)} steps{warm}, not scaled with the batch{ema}\n"
+        f"device    {run.settings['device']}, {kind}, {run.ranks.world} x {run.settings['threads']} threads{reading}\n"
         f"folder    {run.folder}; go on with: {run.resume_command}"
     )
-
-
-def class_weights(options: Options, images: data.Images, device: torch.device) -> torch.Tensor | None:
-    """Return the loss's weight of each class, (K,) float32: inverse to its images, 1 on average over all images."""
-    if not options.classWeights:
-        return None
-    counts = np.bincount(images.labels, minlength=len(images.classes))
-    weights = len(images) / (len(images.classes) * np.maximum(counts, 1))
-    return torch.from_numpy(weights.astype(np.float32)).to(device)
 
 
 def network(options: Options, run: Run, images: data.Images) -> model.Network:
@@ -186,19 +189,23 @@ def network(options: Options, run: Run, images: data.Images) -> model.Network:
         options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
         interpolation=options.interpolation,
     )  # fmt: skip
+    if options.syncBN and run.ranks.world > 1:
+        synchronise(made, run.device)
     if options.freeze:
         model.freeze(made, options.freeze)
     if run.saved is not None:
         _refuse_other(made.spec, run)
     weights = None
     if run.saved is None:
-        weights = options.retrain or (pretrained(options.netType) if options.pretrained else None)
+        with run.ranks.in_turn("weights"):
+            weights = options.retrain or (pretrained(options.netType) if options.pretrained else None)
     if weights:
         anew = model.load_weights(made, read_weights(weights), weights)
         if anew:
             run.logger.say(f"{weights} has other classes or heads: {', '.join(anew)} start anew")
     elif run.saved is None:
-        made.normalise.set(*statistics(options, images))
+        with run.ranks.in_turn("statistics"):
+            made.normalise.set(*statistics(options, images))
     if options.optimize:
         model.recompute(made)
     run.model = made.spec.plain()
@@ -246,19 +253,6 @@ def read_weights(path: str) -> Any:
         raise Refused(f"cannot read {path}: {error.strerror}") from None
     except checkpoint.Damaged as error:
         raise Refused(str(error)) from None
-
-
-def updates(options: Options, run: Run, network: nn.Module) -> optimizer.Updater:
-    """Return what updates the network's weights."""
-    factor = options.backboneLR
-    if options.batchSize == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
-        raise Refused(f"--batchSize 1: {options.netType} has batch norm, which needs 2 images at least")
-    return optimizer.Updater(network, optimizer.sgd(network, options.momentum, backbone=factor), _schedule(options), run.ranks)
-
-
-def _schedule(options: Options) -> optimizer.Schedule:
-    entry = NETWORKS[options.netType]
-    return optimizer.schedule(LR=options.LR, weight_decay=options.weightDecay, first=entry.LR, regime=entry.regime)
 
 
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:

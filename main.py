@@ -1,6 +1,7 @@
 """Train and test an image classifier: `python main.py --dataset mnist`. All options: `python main.py --help`."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -9,6 +10,7 @@ from typing import Any
 import opts
 
 if __name__ == "__main__":
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of a search that `ranks.wrap` wants
     opts.parse()  # --help and wrong options answer here, before torch is imported
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run takes it over: nothing is there to save yet
 
@@ -17,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import configs
+import training
 import utils
-from metrics import Sums, average_precisions
+from metrics import Criterion, Sums, average_precisions
 from optimizer import Updater
+from ranks import only_last
 from report import Tested
 from run import Run
-
-AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,21 +33,23 @@ def main(argv: list[str] | None = None) -> None:
     with configs.start(options) as run:
         train_loader, test_loader = configs.loaders(options, run)
         network = configs.network(options, run, train_loader.images)
-        updater = configs.updates(options, run, network)
+        updater = training.updates(options, run, network)
         configs.header(options, run, network, train_loader, test_loader)
-        wrapped = utils.wrap(network, run.device, options.nGPU)
+        wrapped = training.wrapped(options, run, network)
         if options.test:
-            tested = test(run, network, test_loader, Sums(run.device))
+            tested = test(run, updater.tested, test_loader, Sums(run.device))
             run.logger.figures(tested)
             run.report.draw(tested, [], confusion=True)
             return
-        weights = configs.class_weights(options, train_loader.images, run.device)
+        criterion = training.criterion(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
         configs.record(options, run)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
-            sums, trained = train(run, wrapped, train_loader, updater, weights)
-            tested = test(run, network, test_loader, sums)
+            with training.enough_memory(options, run, wrapped, criterion):
+                sums, trained = train(run, wrapped, train_loader, updater, criterion)
+            run.ranks.share_buffers(updater.tested)
+            tested = test(run, updater.tested, test_loader, sums)
             rate, _ = updater.schedule.at(run.share(len(train_loader), before=1))
             record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
             record |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": utils.peak_memory(run.device)}
@@ -53,33 +57,44 @@ def main(argv: list[str] | None = None) -> None:
         run.summary()
 
 
-def train(
-    run: Run, network: nn.Module, loader: Any, updater: Updater, weights: Tensor | None = None
-) -> tuple[Sums, dict[str, Any]]:
-    """Train on what is left of the epoch; return its sums and its figures. weights: of each class in the loss, (K,)."""
+def train(run: Run, network: nn.Module, loader: Any, updater: Updater, criterion: Criterion) -> tuple[Sums, dict[str, Any]]:
+    """Train on what is left of the epoch; return its sums and its figures."""
     progress = run.progress
     network.train()
-    sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device)
+    sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device, run.ranks)
     classes = len(loader.images.classes)
     batches = loader.epoch(progress.epoch, progress.batch)
     for batch in run.watch(batches, f"epoch {progress.epoch + 1}", loader.plan.left(progress.batch)):
-        utils.reseed(run.device, run.seed, progress.step, 0, run.ranks.rank)
         updater.begin(run.share(len(loader)))
         images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
-        logits = network(images, heads=True)  # (N, K) of each head, the main one first
-        loss = loss_of(logits, targets, weights)
+        loss, logits = gradients(run, network, updater, criterion, images, targets, batch.total)
         counted = updater.apply(loss, progress.step, batch.indices)
-        sums.add(loss.detach(), logits[0].detach(), batch.labels, counted)
+        sums.add(loss, logits, batch.labels, counted, batch.total)
         run.show_step(updater, sums, len(loader), images)
         run.after_step(sums)
     updater.settle()
     return sums, figures("train", sums, run)
 
 
-def loss_of(logits: tuple[Tensor, ...], labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of the main head, (), with the auxiliary ones' added at their weight."""
-    first, *others = (F.cross_entropy(head.float(), labels, weights) for head in logits)
-    return first + AUXILIARY * sum(others) if others else first
+def gradients(
+    run: Run, network: nn.Module, updater: Updater, criterion: Criterion, images: Tensor, targets: Tensor, total: int
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward pass, part by part; return this rank's mean loss, (), and logits, (N, K).
+
+    total: images of the batch over all ranks, whose mean loss the gradients are of, whatever a rank's or a part's share.
+    """
+    count = min(run.accumulate, max(1, len(images)))
+    losses, logits = [], []
+    for number, (pixels, truth) in enumerate(zip(images.tensor_split(count), targets.tensor_split(count), strict=True)):
+        utils.reseed(run.device, run.seed, run.progress.step, number, run.ranks.rank)
+        with only_last(network, number == count - 1):
+            with run.autocast():
+                heads = network(pixels, heads=True)  # (n, K) of each head, the main one first
+            loss = criterion(heads, truth) / total
+            updater.backward(loss * run.ranks.world)  # the ranks' gradients are averaged
+        losses.append(loss.detach())
+        logits.append(heads[0].detach().float())
+    return torch.stack(losses).sum() * (total / max(1, len(images))), torch.cat(logits)
 
 
 @torch.no_grad()
@@ -88,8 +103,10 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
     network.eval()
     sums, scores, labels, indices = Sums(run.device), [], [], []
     for batch in run.watch(loader.epoch(0), "test", loader.plan.images):
-        logarithms = log_probabilities(network, batch.images)  # (N, K)
-        sums.add(F.nll_loss(logarithms, batch.labels), logarithms, batch.labels)
+        with run.autocast():
+            logarithms = log_probabilities(network, batch.images)  # (N, K)
+        loss = F.nll_loss(logarithms, batch.labels, reduction="sum") / max(1, len(batch.labels))
+        sums.add(loss, logarithms, batch.labels)
         scores.append(logarithms.exp())
         labels.append(batch.labels)
         indices.append(torch.from_numpy(batch.indices))
@@ -99,7 +116,8 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
         run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)
     )  # (N, K), (N,), (N,)
     run.report.tested = Tested(every, truth, places.numpy(), loader.images.classes, loader.some)
-    return figures("test", sums, run) | {"test_map": 100 * average_precisions(every, truth).nanmean().item()}
+    precisions = average_precisions(every, truth) if run.ranks.first else torch.zeros(1)
+    return figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:

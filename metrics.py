@@ -1,9 +1,30 @@
-"""What is measured: sums that stay on the device until a pass ends, and figures from all test scores."""
+"""What is minimised and measured: the loss, sums that stay on the device until a pass ends, figures from test scores."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
+
+
+class Criterion:
+    """The loss that is trained on. weights: (K,) of each class; smoothing: share of the target spread over all classes."""
+
+    def __init__(self, weights: Tensor | None = None, smoothing: float = 0.0) -> None:
+        self.weights, self.smoothing = weights, smoothing
+
+    def __call__(self, heads: tuple[Tensor, ...], targets: Tensor) -> Tensor:
+        """Return the cross-entropy's sum over the images, (), the auxiliary heads' added at their weight.
+
+        heads: logits (N, K), the main head's first; targets: (N,) labels or (N, K) shares.
+        """
+        first, *others = (
+            F.cross_entropy(head.float(), targets, self.weights, reduction="sum", label_smoothing=self.smoothing)
+            for head in heads
+        )
+        return first + AUXILIARY * sum(others) if others else first
 
 
 class Sums:
@@ -13,13 +34,18 @@ class Sums:
         self.values = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
         self.losses: list[Tensor] = [] if losses is None else list(losses.to(device).unbind())
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, counted: Tensor | None = None) -> None:
-        """Add a batch. loss: () mean over its images; logits: (N, K); labels: (N,); counted: () bool, else True."""
+    def add(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, counted: Tensor | None = None, total: int | None = None
+    ) -> None:
+        """Add a batch. loss: () mean over its images; logits: (N, K); labels: (N,); counted: () bool, else True.
+
+        total: images of the batch over all ranks, whose losses of a step then add up to the batch's.
+        """
         best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]  # (N, <= 5)
         count = len(labels)
         batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_tensor(count)]).double()
         self.values += batch if counted is None else torch.where(counted, batch, torch.zeros_like(batch))
-        self.losses.append(loss.float())
+        self.losses.append(loss.float() * (count / total) if total else loss.float())
 
     def result(self, ranks: Any = None) -> dict[str, float | None]:
         """Return mean loss, top-1 and top-5 in percent, over the images of all ranks. None where there were none."""
@@ -29,17 +55,23 @@ class Sums:
             return {"loss": None, "top1": None, "top5": None}
         return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"values": self.values, "losses": self.step_losses()}
+    def state_dict(self, ranks: Any) -> dict[str, Tensor]:
+        """Return all ranks' sums on rank 0: values (ranks, 4), losses (ranks, steps)."""
+        return {"values": ranks.collect(self.values[None].cpu()), "losses": ranks.collect(self.step_losses()[None].cpu())}
 
     def step_losses(self) -> Tensor:
-        """Return each step's mean loss, (steps,) float32."""
+        """Return each step's mean loss, or this rank's part of it, (steps,) float32."""
         return torch.stack(self.losses) if self.losses else torch.empty(0)
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], device: torch.device) -> "Sums":
-        sums = cls(device, state["losses"])
-        sums.values.copy_(state["values"])
+    def from_state(cls, state: dict[str, Tensor], device: torch.device, ranks: Any) -> "Sums":
+        """Return this rank's sums; of a run with another number of ranks, all of them on rank 0."""
+        values, losses = state["values"], state["losses"]
+        if len(values) != ranks.world:
+            values, losses = (torch.zeros(ranks.world, part.shape[1], dtype=part.dtype) for part in (values, losses))
+            values[0], losses[0] = state["values"].sum(0), state["losses"].sum(0)
+        sums = cls(device, losses[ranks.rank])
+        sums.values.copy_(values[ranks.rank])
         return sums
 
 

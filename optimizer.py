@@ -1,11 +1,13 @@
-"""The optimizer step that nothing bad gets through, and the schedule of its learning rate.
+"""The optimizer step that nothing bad gets through.
 
 A step whose loss or gradient is not finite leaves weights, momentum, averages and running statistics as they were: the
 check stays on the device, the fused kernels skip the update by it, and the host reads it some steps later, without
 waiting.
 """
 
+import copy
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,55 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils import Arriving, Failed, Ranks
+from ranks import Ranks
+from schedule import Schedule
+from utils import Arriving, Failed
 
 MOST_BAD = 3  # bad steps in a row that end the run
+MOST_BAD_SCALED = 24  # with fp16: a scale of 2^16 that halves at each of them is far below 1 then
 LATEST = 8  # steps after which the host waits for a check that it has not seen yet
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate and weight decay as functions of the share of all steps that are done.
-
-    rates, decays: (share from which on, value) in rising order of share.
-    """
-
-    rates: tuple[tuple[float, float], ...]
-    decays: tuple[tuple[float, float], ...]
-
-    def at(self, share: float) -> tuple[float, float]:
-        """Return learning rate and weight decay of the step that is done at this share of the run, in [0, 1)."""
-        return _last(self.rates, share), _last(self.decays, share)
-
-
-def _last(table: tuple[tuple[float, float], ...], share: float) -> float:
-    return [value for start, value in table if start <= share][-1]
-
-
-@dataclass(frozen=True)
-class Regime:
-    """Factors of the first learning rate, and weight decays, each from a share of the run on."""
-
-    rates: tuple[tuple[float, float], ...]
-    decays: tuple[tuple[float, float], ...]
-
-
-REGIMES = {
-    # The Torch7 suite's 55 epochs: LR 1e-2 to epoch 18, 5e-3 to 29, 1e-3 to 43, 5e-4 to 52, 1e-4; weight decay to 29.
-    "torch7": Regime(
-        ((0.0, 1.0), (18 / 55, 0.5), (29 / 55, 0.1), (43 / 55, 0.05), (52 / 55, 0.01)), ((0.0, 5e-4), (29 / 55, 0.0))
-    ),
-    # Zagoruyko's 35 epochs for Network in Network: LR 1e-1 to epoch 9, 1e-2 to 19, 1e-3 to 25, 1e-4.
-    "nin": Regime(((0.0, 1.0), (9 / 35, 0.1), (19 / 35, 0.01), (25 / 35, 0.001)), ((0.0, 5e-4), (19 / 35, 0.0))),
-}
-
-
-def schedule(*, LR: float | None, weight_decay: float | None, first: float, regime: str = "torch7") -> Schedule:
-    """Return the regime stretched over the run, from the rate `first` on; LR and weight_decay, where given, hold."""
-    rates = REGIMES[regime].rates if LR is None else ((0.0, 1.0),)
-    top = first if LR is None else LR
-    decays = REGIMES[regime].decays if weight_decay is None else ((0.0, weight_decay),)
-    return Schedule(tuple((start, top * factor) for start, factor in rates), decays)
+SCALE, DOUBLED_AFTER = 2.0**16, 2000  # of the loss in fp16, at first; good steps after which it doubles: torch's GradScaler
 
 
 @dataclass
@@ -74,48 +35,97 @@ class _Check:
     flags: Arriving  # (2,) float32: 1 for a bad step; the loss
 
 
-class Updater:
-    """One network's updates: `begin` before the forward pass, `apply` after it."""
+class Scale:
+    """What the loss is multiplied by in fp16, so that small gradients do not vanish. Stays on the device."""
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.value = torch.full((1,), SCALE, device=device)
+        self.good = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def update(self, bad: Tensor) -> None:
+        torch._amp_update_scale_(self.value, self.good, bad, 2.0, 0.5, DOUBLED_AFTER)
+
+
+class Updater:
+    """One network's updates: `begin` before the forward pass, `backward` of each part of the batch, `apply`.
+
+    clip: largest norm of all gradients together; average: decay of the averaged weights; scaled: fp16's loss scale.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks, *,
+        clip: float | None = None, average: float | None = None, scaled: bool = False,
+    ) -> None:  # fmt: skip
         self.network, self.optimizer, self.schedule, self.ranks = network, optimizer, schedule, ranks
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.buffers = [b for name, b in network.named_buffers() if not name.startswith("normalise.")]
         self.before = [buffer.clone() for buffer in self.buffers]
+        self.clip, self.decay, self.updates = clip, average, 0
+        self.averaged = None if average is None else copy.deepcopy(network).requires_grad_(False).eval()
+        self.scale = Scale(self.parameters[0].device) if scaled else None
+        self.most_bad = MOST_BAD_SCALED if scaled else MOST_BAD
         self.skipped, self.in_a_row = 0, 0
         self.waiting: deque[_Check] = deque()
         self.LR = 0.0
         self.loss = float("nan")  # of the latest step that the host has seen
 
+    @property
+    def tested(self) -> nn.Module:
+        """The network that is tested and kept: the averaged one, where there is one."""
+        return self.network if self.averaged is None else self.averaged
+
     def begin(self, share: float) -> None:
         """Set the learning rate of this share of the run and remember the running statistics."""
         self.LR, decay = self.schedule.at(share)
         for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.LR * group["factor"], decay
+            group["lr"], group["weight_decay"] = self.LR * group["factor"], decay * group["decays"]
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a part's gradients. loss: (), the part's share of the global batch's loss, times the ranks."""
+        (loss if self.scale is None else loss * self.scale.value[0]).backward()
 
     def apply(self, loss: Tensor, step: int, indices: np.ndarray) -> Tensor:
-        """Backward pass and update. loss: () of this rank's images. Returns () bool on the device: the step counted.
+        """Update the weights. loss: () of this rank's images. Returns () bool on the device: the step counted.
 
         Raises Failed after the third bad step in a row, with its number, learning rate and images.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        bad = self._bad(loss)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.scale is not None:
+            torch._foreach_mul_(gradients, 1 / self.scale.value[0])
+        bad = self._bad(loss, gradients)
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernels then leave all as it is
         self.optimizer.step()
         for buffer, before in zip(self.buffers, self.before, strict=True):
             torch.where(bad > 0, before, buffer, out=buffer)
+        if self.scale is not None:
+            self.scale.update(bad)
+        self._average(bad)
         self._send(torch.stack([bad, loss.detach().float()]), step, indices)
         return bad == 0
 
-    def _bad(self, loss: Tensor) -> Tensor:
+    def _bad(self, loss: Tensor, gradients: list[Tensor]) -> Tensor:
         """Return () float32 on the device: 1 where the loss or any gradient of any rank is not finite."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
         finite = torch.isfinite(loss.detach()) & torch.isfinite(largest).all()
         return self.ranks.largest((~finite).to(torch.float32))
+
+    def _average(self, bad: Tensor) -> None:
+        """Move the averaged weights and statistics towards the new ones, faster in the first steps."""
+        if self.averaged is None or self.decay is None:
+            return
+        share = (1 - min(self.decay, (1 + self.updates) / (10 + self.updates))) * (1 - bad)
+        self.updates += 1
+        with torch.no_grad():
+            for own, new in zip(_values(self.averaged), _values(self.network), strict=True):
+                if own.is_floating_point():
+                    own.lerp_(new.detach(), share.to(own.dtype))
+                else:
+                    own.copy_(new)
 
     def _send(self, flags: Tensor, step: int, indices: np.ndarray) -> None:
         self.waiting.append(_Check(step, self.LR, indices, Arriving(flags)))
@@ -134,35 +144,59 @@ class Updater:
             return
         self.skipped += 1
         self.in_a_row += 1
-        if self.in_a_row == MOST_BAD:
+        if self.in_a_row == self.most_bad:
             shown = ", ".join(str(index) for index in check.indices[:8]) + (", ..." if len(check.indices) > 8 else "")
             raise Failed(
-                f"loss or gradients were not finite in {MOST_BAD} steps in a row, the last of them step {check.step + 1}, "
-                f"learning rate {check.LR:g}, images {shown}: the weights are as before; try a lower --LR"
+                f"loss or gradients were not finite in {self.most_bad} steps in a row, the last of them step "
+                f"{check.step + 1}, learning rate {check.LR:g}, images {shown}: the weights are as before; try a lower --LR"
             )
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        return {"optimizer": self.optimizer.state_dict()["state"], "skipped": self.skipped, "in_a_row": self.in_a_row}
+        state = {"optimizer": self.optimizer.state_dict()["state"], "skipped": self.skipped, "in_a_row": self.in_a_row}
+        if self.averaged is not None:
+            state |= {"averaged": self.averaged.state_dict(), "updates": self.updates}
+        if self.scale is not None:
+            state |= {"scale": self.scale.value, "good": self.scale.good}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        if self.averaged is not None:  # a run that had no average begins one
+            self.averaged.load_state_dict(state.get("averaged", self.network.state_dict()))
+            self.updates = state.get("updates", 0)
+        if self.scale is not None and "scale" in state:
+            self.scale.value.copy_(state["scale"])
+            self.scale.good.copy_(state["good"])
 
 
-def sgd(network: nn.Module, momentum: float, *, backbone: float = 1.0) -> torch.optim.Optimizer:
-    """Return SGD with its momentum made in advance: a first step that is skipped must not leave it unset.
+def _values(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
 
-    backbone: the learning rate of all but the last layer, as a factor.
+
+def optimizer(
+    network: nn.Module, kind: str = "sgd", *, momentum: float = 0.9, nesterov: bool = False, backbone: float = 1.0,
+    decay_all: bool = True,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Return SGD or AdamW, fused. backbone: the learning rate of all but the last layer, as a factor; decay_all: biases and
+    batch norms decay too.
+
+    SGD's momentum is made in advance: a first step that is skipped must not leave it unset.
     """
     training = [p for p in network.parameters() if p.requires_grad]
-    last = list([m for m in network.modules() if list(m.parameters(recurse=False))][-1].parameters(recurse=False))
-    head = [p for p in training if any(p is q for q in last)]
-    rest = [p for p in training if not any(p is q for q in last)]
-    groups = [{"params": rest, "factor": backbone}, {"params": head, "factor": 1.0}]
-    optimizer = torch.optim.SGD([group for group in groups if group["params"]], lr=0.0, momentum=momentum, fused=True)
+    last = set([m for m in network.modules() if list(m.parameters(recurse=False))][-1].parameters(recurse=False))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in training:
+        factor = 1.0 if parameter in last else backbone
+        groups.setdefault((factor, 1.0 if decay_all or parameter.dim() > 1 else 0.0), []).append(parameter)
+    parts = [{"params": part, "factor": factor, "decays": decays} for (factor, decays), part in groups.items()]
+    if kind == "adamw":
+        return torch.optim.AdamW(parts, lr=0.0, fused=True)
+    made = torch.optim.SGD(parts, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
     if momentum:
         for parameter in training:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import augmentation
 from datasets import DATASETS, Source
 from models import NETWORKS, OURS
+from schedule import KINDS
 
 UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part of what a run is
 
@@ -60,15 +61,35 @@ class Options:
 
     nEpochs: int = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
     batchSize: int = option(128, TRAIN, "images an optimizer step, over all GPUs together", low=1)
-    LR: float | None = option(None, TRAIN, "learning rate, held", low=0, shown="the 55-epoch regime, stretched")
+    LR: float | None = option(None, TRAIN, "learning rate, the highest one", low=0, shown="the network's; 0.001 for adamw")
     backboneLR: float = option(1.0, TRAIN, "learning rate of all but the last layer, as a factor", low=0)
     classWeights: bool = option(False, TRAIN, "weigh the loss by the inverse frequency of a class")
+    optimizer: str = option("sgd", TRAIN, "optimizer", choices=("sgd", "adamw"))
     momentum: float = option(0.9, TRAIN, "momentum of SGD", low=0)
-    weightDecay: float | None = option(None, TRAIN, "weight decay, held", low=0, shown="the regime's")
+    nesterov: bool = option(False, TRAIN, "Nesterov's form of momentum")
+    weightDecay: float | None = option(None, TRAIN, "weight decay, held", low=0, shown="the regime's; 0.05 for adamw")
+    decayAll: bool = option(True, TRAIN, "weight decay of biases and batch norms too")
+    schedule: str = option(
+        None, TRAIN, "learning rate over the run", choices=KINDS, shown="the network's regime; constant where --LR is given"
+    )
+    warmup: float = option(0.0, TRAIN, "epochs in which the learning rate rises first", low=0)
+    labelSmoothing: float = option(0.0, TRAIN, "share of a label that is spread over all classes, 0 to 1", low=0)
+    accumulate: int = option(1, TRAIN, "parts that a batch is trained in, one after another, to save memory", low=1)
+    clip: float | None = option(None, TRAIN, "largest norm of the gradient", low=0, shown="none")
+    ema: float | None = option(
+        None, TRAIN, "decay of averaged weights, 0.999: they are tested, kept as best and exported", low=0, shown="none"
+    )
     manualSeed: int = option(2, TRAIN, "seed of all random numbers", low=0)
 
     GPU: int | None = option(None, MACHINE, "first GPU, from 0; -1: the CPU", low=-1, shown="a GPU where there is one")
     nGPU: int = option(1, MACHINE, "GPUs, with DataParallel", low=1)
+    syncBN: bool = option(False, MACHINE, "batch norm over the images of all ranks")
+    precision: str = option(
+        "auto", MACHINE, "auto (bf16 where a GPU has it, else fp32), fp32 (without TF32), bf16, fp16",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )  # fmt: skip
+    compile: bool = option(False, MACHINE, "compile the network (needs a C++ compiler)")
+    deterministic: bool = option(False, MACHINE, "the same bits again on a GPU, at some cost in speed")
     backend: str = option("cudnn", MACHINE, "cudnn, or nn: without cuDNN", choices=("cudnn", "nn"))
     nThreads: int = option(
         min(4, len(os.sched_getaffinity(0))),
@@ -141,7 +162,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        alone = os.environ.get("RANK", "0") == "0"  # the other ranks have the same to say
+        self.exit(2, f"{self.prog}: error: {message}\n" if alone else None)
 
 
 def parse(argv: list[str] | None = None) -> Options:
@@ -151,6 +173,8 @@ def parse(argv: list[str] | None = None) -> Options:
     """
     parser = build_parser()
     arguments = _recipes_first(sys.argv[1:] if argv is None else argv, parser)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):  # torchrun starts the run again: it goes on
+        arguments = [word for word in arguments if word not in ("--overwrite", "--continue")] + ["--continue"]
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse_unknown(parser, unknown)
@@ -309,6 +333,16 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"--stem {options.stem} is of our own networks, {options.netType} is torchvision's: leave it out")
     if options.pretrained and options.retrain:
         parser.error("--pretrained and --retrain exclude each other: name one source of weights")
+    if options.nesterov and not (options.optimizer == "sgd" and options.momentum):
+        parser.error("--nesterov is a form of SGD's momentum: leave it out, or set --momentum")
+    for name in ("labelSmoothing", "ema"):
+        if (getattr(options, name) or 0) >= 1:
+            parser.error(f"argument --{name}: {getattr(options, name):g} is not from 0 to below 1")
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1 and options.nGPU > 1:
+        parser.error(f"--nGPU {options.nGPU} under torchrun: a rank has one GPU, give torchrun --nproc-per-node {options.nGPU}")
+    if options.batchSize < ranks:
+        parser.error(f"--batchSize {options.batchSize} is over all ranks together and there are {ranks}: raise it")
     parts = options.synthetic.split(":")
     if len(parts) != 3 or not all(_whole(part) and int(part) > 0 for part in parts):
         parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")
@@ -331,6 +365,8 @@ def _settle(options: Options, parser: Parser) -> Options:
         augmentation.parse(options.augment)
     except ValueError as error:
         parser.error(f"argument --augment: {error}")
+    if options.warmup >= options.nEpochs:
+        parser.error(f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it")
     smallest = NETWORKS[options.netType].smallest
     if options.cropSize > options.imageSize:
         parser.error(

@@ -27,8 +27,9 @@ from checkpoint import Interval, Progress, Saver, Stateful
 from logger import Logger
 from metrics import Sums
 from optimizer import Updater
+from ranks import Ranks, together
 from report import Report
-from utils import Arriving, Failed, Ranks, Refused
+from utils import Arriving, Failed, Refused
 
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
@@ -174,6 +175,8 @@ class Run:
     parts: dict[str, Stateful] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     saved: Any = None  # the checkpoint that the run goes on from
+    accumulate: int = 1  # parts that a batch is trained in
+    precision: torch.dtype | None = None  # of autocast; None: float32 throughout
     clock: Clock = field(default_factory=Clock)
     latest: Arriving | None = None  # sums on their way to the progress bar
     overwrite: bool = False  # the run that is in the folder is removed, once this one is sure to begin
@@ -181,7 +184,7 @@ class Run:
     def resume(self, changed: dict[str, tuple[Any, Any]], go_on: bool = False, **parts: Stateful) -> Progress:
         """Take `parts` as what is saved, and fill them from the checkpoint, if there is one. Says how exact it is."""
         self.parts = parts
-        if self.overwrite:
+        if self.overwrite and self.ranks.first:
             clear_folder(self.folder)
         if self.saved is not None:
             path, value = self.saved
@@ -201,10 +204,16 @@ class Run:
             self.logger.say("nothing was saved here yet: starting from the beginning")
         if self.progress.epoch >= self.epochs:
             self.logger.say(f"this run has finished its {self.progress.epoch} epochs: raise --nEpochs to train on")
+        if self.ranks.agree(self.progress.step, -self.progress.step) != [self.progress.step, -self.progress.step]:
+            raise Refused(f"the ranks found other checkpoints in {self.folder}: all machines must share it")
         self.logger.restore(self.progress.history, self.progress.epoch)
         self.report.open(self.progress.step)
         self.signals.armed = True
         return self.progress
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def watch(self, batches: Iterable[Any], title: str, total: int) -> Iterator[Any]:
         """Yield batches with a progress bar of `total` images; keep time."""
@@ -214,7 +223,7 @@ class Run:
             for batch in batches:
                 now = time.perf_counter()
                 clock.data += now - last
-                clock.images += len(batch.labels)
+                clock.images += batch.total
                 yield batch
                 last = time.perf_counter()
                 clock.compute += last - now
@@ -257,25 +266,31 @@ class Run:
         self.progress.batch += 1
         self.progress.step += 1
         self.saver.report()
-        due = self.interval.due(self.progress.step) and not self.saver.busy
-        if self.signals.save or due:
-            self.signals.save = False
+        due = self.ranks.first and self.interval.due(self.progress.step) and not self.saver.busy
+        stop, save = self.ranks.agree(self.signals.stop or 0, self.signals.save or due)
+        self.signals.save = False
+        if save:
             self.save(sums)
-        self.check_stop(sums)
+        self._leave(stop, sums)
 
     def check_stop(self, sums: Sums) -> None:
-        """Save and leave, if a signal asked for it."""
-        if self.signals.stop is None:
+        """Save and leave, if a signal asked any rank for it."""
+        self._leave(self.ranks.agree(self.signals.stop or 0)[0], sums)
+
+    def _leave(self, number: int, sums: Sums) -> None:
+        """Save and leave, if `number` is a signal's."""
+        if not number:
             return
         self.save(sums)
         self.saver.wait()
-        name = signal.Signals(self.signals.stop).name
-        print(f"stopped by {name} at step {self.progress.step}, saved; go on with: {self.resume_command}", file=sys.stderr)
-        raise Stopped(128 + self.signals.stop)
+        if self.ranks.first:
+            name = signal.Signals(number).name
+            print(f"stopped by {name} at step {self.progress.step}, saved; go on with: {self.resume_command}", file=sys.stderr)
+        raise Stopped(128 + number)
 
     def save(self, sums: Sums | None, also: Callable[[Any], None] | None = None) -> None:
         """Write a checkpoint in the background."""
-        self.progress.sums = None if sums is None else sums.state_dict()
+        self.progress.sums = None if sums is None else sums.state_dict(self.ranks)
         self.interval.reset(self.progress.step)
         if self.ranks.first:
             state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -292,7 +307,7 @@ class Run:
             progress.best, progress.best_epoch = top1, record["epoch"]
         progress.history.append(record)
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        losses = sums.step_losses().tolist()
+        losses = self.ranks.sum(sums.step_losses()).tolist()
         self.logger.step_losses(record["epoch"], progress.step, losses)
         names = ["best.pt"] if better else []
         names += [self._snapshot_name(record["epoch"])] if self._snapshot_due(record["epoch"]) else []
@@ -319,7 +334,8 @@ class Run:
         return "model.pt" if self.snapshot < 0 else f"model_{epoch}.pt"
 
     def _write_weights(self, names: list[str], state: dict[str, Any], record: dict[str, Any]) -> None:
-        weights = {"format": FORMAT, "model": state["model"], "network": state["network"], "record": record}
+        network = state["updater"].get("averaged", state["network"])
+        weights = {"format": FORMAT, "model": state["model"], "network": network, "record": record}
         for name in names:
             checkpoint.write(self.folder / name, weights)
 
@@ -328,7 +344,8 @@ class Run:
 def ending(run: Run) -> Iterator[None]:
     """Wait for the last write, whatever ends the run; workers do not outlive it."""
     try:
-        yield
+        with together(run.ranks, run.resume_command):
+            yield
         run.saver.wait()
     except OSError as error:
         if error.errno not in DISK_ERRORS:

@@ -1,4 +1,4 @@
-"""Shared by everything above models and transforms: refusals, whole files, ranks, wrapping a network, seeds."""
+"""Shared by everything above models and transforms: refusals, whole files, tables, devices, seeds."""
 
 import contextlib
 import ctypes
@@ -9,13 +9,11 @@ import resource
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from randomness import key
@@ -109,48 +107,6 @@ def load_ours(name: str) -> ModuleType:
     return module
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together. One process is rank 0 of 1."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Add `value` up over all ranks, in place."""
-        if self.world > 1:
-            dist.all_reduce(value)
-        return value
-
-    def largest(self, value: Tensor) -> Tensor:
-        """Take the largest of `value` over all ranks, in place."""
-        if self.world > 1:
-            dist.all_reduce(value, dist.ReduceOp.MAX)
-        return value
-
-    def collect(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks, rank after rank, on rank 0; its own on every other. rows: (n, ...) on the host."""
-        if self.world == 1:
-            return rows
-        counts = torch.zeros(self.world, dtype=torch.int64)
-        counts[self.rank] = len(rows)
-        dist.all_reduce(counts)
-        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        every = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
-        dist.gather(padded, every)
-        return rows if every is None else torch.cat([p[:n] for p, n in zip(every, counts.tolist(), strict=True)])
-
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
-
 class Arriving:
     """A tensor's copy on its way to the host, which does not wait for it."""
 
@@ -189,19 +145,12 @@ def device_for(first_gpu: int | None, count: int) -> torch.device:
     return torch.device("cuda", first)
 
 
-def wrap(network: nn.Module, device: torch.device, gpus: int) -> nn.Module:
-    """Return the network as it is trained: over `gpus` GPUs from `device` on with DataParallel, or as it is."""
+def spread(network: nn.Module, device: torch.device, gpus: int) -> nn.Module:
+    """Return the network as one process trains it: over `gpus` GPUs from `device` on with DataParallel, or as it is."""
     if gpus == 1:
         return network
     first = device.index or 0
     return nn.DataParallel(network, device_ids=list(range(first, first + gpus)))
-
-
-def unwrap(network: nn.Module) -> nn.Module:
-    """Return the network itself, whatever it was wrapped in."""
-    while isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        network = network.module
-    return network
 
 
 def keep_memory() -> None:

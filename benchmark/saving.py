@@ -15,7 +15,7 @@ import checkpoint
 import model
 import utils
 from benchmark import timing
-from optimizer import sgd
+from optimizer import optimizer
 
 DEFAULT_INTERVAL = 600  # seconds, main.py's --saveEvery
 
@@ -36,8 +36,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     network = model.create(arguments.netType, 1000, 224)
-    optimizer = sgd(network, 0.9)
-    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+    state = {"network": network.state_dict(), "optimizer": optimizer(network).state_dict()["state"]}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         copies, writes, slowed = measure(state, Path(folder), arguments.trials)
         size = max(path.stat().st_size for path in Path(folder).iterdir())

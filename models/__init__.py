@@ -18,7 +18,7 @@ class Entry:
     smallest: int  # pixels a side
     about: str
     LR: float = 1e-2  # the first learning rate of the regime
-    regime: str = "torch7"  # a name in optimizer.REGIMES
+    regime: str = "torch7"  # a name in schedule.REGIMES
     heads: tuple[str, ...] = ()
     twin: str = ""  # torchvision's name of the network with the same weights
 

@@ -113,12 +113,9 @@ def test_bad_input_ends_with_one_line(images: Path, tmp_path: Path, capsys: pyte
     assert not list((tmp_path / "runs").rglob("*.pt"))
 
 
-def test_data_parallel_wraps_and_unwraps_without_a_prefix() -> None:
+def test_one_process_on_one_device_wraps_nothing() -> None:
     network = torch.nn.Linear(2, 2)
-    assert utils.wrap(network, torch.device("cpu"), 1) is network
-    wrapped = torch.nn.DataParallel(network)
-    assert utils.unwrap(wrapped) is network
-    assert list(utils.unwrap(wrapped).state_dict()) == ["weight", "bias"]
+    assert utils.spread(network, torch.device("cpu"), 1) is network
 
 
 def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:

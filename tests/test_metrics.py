@@ -7,6 +7,7 @@ import torch
 from sklearn import metrics as reference
 
 from metrics import Sums, average_precisions, confusion_matrix
+from ranks import Ranks
 
 
 @pytest.fixture(params=[2, 3, 10])
@@ -38,7 +39,7 @@ def test_a_skipped_step_does_not_count() -> None:
     assert sums.result()["loss"] is None
     sums.add(torch.tensor(2.0), logits, labels, torch.tensor(True))
     assert sums.result() == {"loss": 2.0, "top1": 100.0, "top5": 100.0}
-    again = Sums.from_state(sums.state_dict(), torch.device("cpu"))
+    again = Sums.from_state(sums.state_dict(Ranks()), torch.device("cpu"), Ranks())
     assert again.result() == sums.result()
     assert len(again.step_losses()) == 2
 

@@ -7,8 +7,10 @@ from torch import nn
 
 from model import Network, create, load_weights, parameters, recompute
 from models import NETWORKS, OURS, TORCHVISION
-from optimizer import Updater, schedule, sgd
-from utils import Ranks, Refused
+from optimizer import Updater, optimizer
+from ranks import Ranks
+from schedule import schedule
+from utils import Refused
 
 COUNTS = {
     "alexnet": 60_522_856, "alexnetowt": 61_100_840, "alexnetowtbn": 61_119_528, "alexnetbn": 2_729_512,
@@ -209,11 +211,12 @@ def test_recomputing_activations_changes_no_weight_and_no_buffer(name: str) -> N
         if optimize:
             recompute(network)
         assert list(network.state_dict()) == names
-        updater = Updater(network, sgd(network, 0.9), schedule(LR=0.01, weight_decay=0, first=0), Ranks())
+        updater = Updater(network, optimizer(network), schedule(LR=0.01, weight_decay=0, first=0), Ranks())
         for step in range(3):
             torch.manual_seed(step)
             updater.begin(step)
             loss = nn.functional.cross_entropy(network(pixels(6, 28, step)), torch.tensor([0, 1, 2, 3, 0, 1]))
+            updater.backward(loss)
             updater.apply(loss, step, torch.arange(6).numpy())
         states.append(network.state_dict())
     for key, value in states[0].items():

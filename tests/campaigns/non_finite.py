@@ -7,10 +7,11 @@ import torch
 from rig import Child, checkpoint, options, run_folder, scratch, script
 from torch import nn
 
-import main
+import metrics
 import model
 import optimizer
-import utils
+import ranks
+import schedule
 
 PLACES = ("activation", "loss", "gradient")
 VALUES = (float("nan"), float("inf"), float("-inf"))
@@ -19,8 +20,7 @@ VALUES = (float("nan"), float("inf"), float("-inf"))
 def copy(network: nn.Module, updater: optimizer.Updater) -> list[torch.Tensor]:
     """Return copies of all that a step changes."""
     momentum = [value for state in updater.optimizer.state.values() for value in state.values()]
-    average = getattr(updater, "average", None)
-    more = [] if average is None else list(average.state_dict().values())
+    more = [] if updater.averaged is None else list(updater.averaged.state_dict().values())
     return [tensor.detach().clone() for tensor in [*network.state_dict().values(), *momentum, *more]]
 
 
@@ -37,9 +37,10 @@ def step(network: nn.Module, updater: optimizer.Updater, number: int, place: str
         weight = next(network.parameters())
         hooks.append(weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value)))
     updater.begin(number)
-    loss = main.loss_of(network(images, heads=True), labels)
+    loss = metrics.Criterion()(network(images, heads=True), labels) / 8
     if place == "loss":
         loss = loss * value
+    updater.backward(loss)
     counted = updater.apply(loss, number, generator.initial_seed() + torch.arange(8).numpy())
     for hook in hooks:
         hook.remove()
@@ -51,9 +52,8 @@ def run(trials: int = 180, seed: int = 1) -> dict[str, Any]:
     unchanged = skipped = moved = 0
     network = model.create("tiny", 4, 16)
     network.train()
-    updater = optimizer.Updater(
-        network, optimizer.sgd(network, 0.9), optimizer.schedule(LR=0.05, weight_decay=5e-4, first=0), utils.Ranks()
-    )
+    planned = schedule.schedule(LR=0.05, weight_decay=5e-4, first=0)
+    updater = optimizer.Updater(network, optimizer.optimizer(network), planned, ranks.Ranks(), average=0.9)
     for trial in range(trials):
         poisoned = trial == 0 or trial % 2 == 1 or pick.random() < 0.3
         place = PLACES[trial % len(PLACES)] if poisoned and updater.in_a_row < 2 else None
@@ -70,14 +70,14 @@ def third_in_a_row() -> dict[str, Any]:
     """Run main.py with every loss from step 7 on not a number."""
 
     def before() -> None:
-        loss_of = main.loss_of
+        loss_of = metrics.Criterion.__call__
         seen = [0]
 
-        def poisoned(logits: Any, labels: Any, weights: Any) -> torch.Tensor:
+        def poisoned(self: metrics.Criterion, heads: Any, targets: Any) -> torch.Tensor:
             seen[0] += 1
-            return loss_of(logits, labels) * (float("nan") if seen[0] > 6 else 1)
+            return loss_of(self, heads, targets) * (float("nan") if seen[0] > 6 else 1)
 
-        main.loss_of = poisoned
+        metrics.Criterion.__call__ = poisoned
 
     with scratch() as base:
         child = Child(options(base, "--saveEvery", "1"), before)
