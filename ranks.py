@@ -6,6 +6,7 @@ Only tensors cross ranks, never objects. `torchrun` tells who is there; one proc
 import contextlib
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from utils import Failed
 
 SILENCE = timedelta(seconds=50)  # after which a rank that takes no part is lost
-PREPARING = timedelta(hours=6)  # that other ranks wait for the first one, which may fetch data
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Ranks:
             return
         store = dist.distributed_c10d._get_default_store()
         if not self.first:
-            store.wait([f"{what} {self.node if self.local else 'first'}"], PREPARING)
+            while not store.check([f"{what} {self.node if self.local else 'first'}"]):
+                time.sleep(0.02)  # not the store's own wait, which no signal reaches
         yield
         for place in ["first", self.node] if self.first else [] if self.local else [self.node]:
             store.set(f"{what} {place}", "done")

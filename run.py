@@ -32,7 +32,7 @@ from report import Report
 from utils import Arriving, Failed, Refused
 
 # Options that say which images make up which batch.
-PLANNED = {"dataset", "data_dir", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
+PLANNED = {"dataset", "data_dir", "dbcollection", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 FORMAT = 1  # of a checkpoint
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}

@@ -1,6 +1,7 @@
 """From options to what trains the network: loss, optimizer, schedule, precision, GPUs and ranks, and what fits memory."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 
 import numpy as np
@@ -79,12 +80,11 @@ def enough_memory(options: Options, run: Run, network: nn.Module, criterion: Cri
     try:
         yield
     except RuntimeError as error:
-        if (
-            not isinstance(error, torch.OutOfMemoryError)
-            and "not enough memory" not in str(error)
-            and "can't allocate" not in str(error)
-        ):
+        words = ("not enough memory", "can't allocate")  # of the CPU's allocator
+        if not (isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)):
             raise
+        traceback.clear_frames(error.__traceback__)  # which hold what filled the memory
+        utils.free_memory()
     else:
         return
     size = -(-options.batchSize // (run.ranks.world * options.accumulate))
@@ -108,9 +108,9 @@ def _fits(options: Options, run: Run, network: nn.Module, criterion: Criterion, 
             heads = body(images, heads=True)
         criterion(heads, torch.zeros(count, dtype=torch.int64, device=run.device)).backward()
         return True
-    except RuntimeError:
+    except RuntimeError as error:
+        traceback.clear_frames(error.__traceback__)
         return False
     finally:
         body.zero_grad(set_to_none=True)
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
+        utils.free_memory()

@@ -265,12 +265,13 @@ def test_class_weights_are_inverse_to_frequency(images: Path, tmp_path: Path) ->
 
     import configs
     import opts
+    import training
 
     for path in list((images / "train" / "class 0").iterdir())[:5]:
         path.unlink()
     options = opts.parse(["--dataset", "folder", "--data_dir", str(images), "--classWeights", "--GPU", "-1"])
     train, _ = configs.open_both(options)
-    weights = configs.class_weights(options, train, torch.device("cpu"))
+    weights = training.criterion(options, train, torch.device("cpu")).weights
     assert weights is not None
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=train.labels)
     assert weights.tolist() == pytest.approx(theirs.tolist())

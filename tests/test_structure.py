@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from common import ROOT
 
-OURS = {path.stem for path in ROOT.glob("*.py")} | {"augmentation", "datasets", "models", "benchmark"}
+OURS = {path.stem for path in ROOT.glob("*.py")} | {"augmentation", "datasets", "models", "benchmark", "preparation"}
 LAYERS = {
     "randomness": set(),
     "transforms": {"augmentation", "datasets", "randomness"},
@@ -28,6 +28,7 @@ LAYERS = {
     "pictures": {"utils"},
     "report": {"metrics", "pictures", "utils"},
     "run": {"checkpoint", "logger", "metrics", "optimizer", "ranks", "report", "utils"},
+    "preparation": {"datasets", "preparation", "transforms", "utils"},
     "training": {"datasets", "metrics", "model", "models", "optimizer", "opts", "ranks", "run", "schedule", "utils"},
     "opts": {"augmentation", "datasets", "models", "schedule"},
     "configs": {

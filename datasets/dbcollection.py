@@ -1,0 +1,354 @@
+"""dbcollection's HDF5 files, of any version, read with h5py alone; and the cache file that says where they lie.
+
+disk: metadata, and pixels where the file has them, are read from HDF5 batch by batch, with a chunk cache as large as the
+data needs, at most MOST_CACHE; ram: all is read at once. Only plain data is read: no links, nothing external or virtual,
+no filter but gzip's, and nothing that declares more than its file can hold.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from datasets.images import ArrayImages, FileImages, Names, check_labels
+from utils import Refused, printable
+
+CACHE_FILE = "~/dbcollection.json"
+TASKS = ("classification", "detection")  # old files of mnist are called the latter
+SETS = {"train": ("train",), "test": ("val", "test")}
+MOST_CACHE = 2 << 30  # bytes of decompressed chunks that are kept
+MOST_PACKED = 1100  # gzip packs zeros about a thousand times
+FILTERS = {1, 2, 3}  # HDF5's numbers of deflate, shuffle and fletcher32
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+_FINE = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+    forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+    mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
+    wolf woman worm
+"""
+CIFAR100 = _FINE.split()
+
+
+class File:
+    """One HDF5 file, opened once a process: a fork or a pickle carries the path only."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.cache = path, 1 << 20
+        self._open: Any = None
+        self._process = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "cache": self.cache, "_open": None, "_process": -1}
+
+    def handle(self) -> h5py.File:
+        """Return the open file. Raises Refused."""
+        if self._open is None or self._process != os.getpid():
+            self._open, self._process = self._opened(), os.getpid()
+        return self._open
+
+    def _opened(self) -> h5py.File:
+        if not os.path.exists(self.path):
+            raise Refused(f"there is no file {self.path}: process the data set again, or give --dbcollection FILE")
+        try:
+            return h5py.File(self.path, "r", rdcc_nbytes=self.cache, rdcc_nslots=100_003, rdcc_w0=0, locking=False)
+        except OSError as error:
+            raise Refused(f"{self.path} is no HDF5 file that can be read: {_reason(error)}") from None
+
+    def keep(self, size: int) -> None:
+        """Keep so many bytes of decompressed chunks from now on."""
+        self.cache, self._open = min(max(size, 1 << 20), MOST_CACHE), None
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset of plain numbers. Raises Refused for links, external, virtual or impossible ones."""
+        node: Any = self.handle()
+        for part in name.strip("/").split("/"):
+            try:
+                link = node.get(part, getlink=True)
+                if not isinstance(link, h5py.HardLink):
+                    raise Refused(f"{self.path}: {name} is a link to somewhere else: it is not followed")
+                node = node[part]
+            except (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+                raise Refused(f"{self.path} has no {name}: {_reason(error)}") from None
+        if not isinstance(node, h5py.Dataset):
+            raise Refused(f"{self.path}: {name} is no dataset")
+        self._check(node, name)
+        return node
+
+    def _check(self, dataset: h5py.Dataset, name: str) -> None:
+        try:
+            plist = dataset.id.get_create_plist()
+            filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
+            virtual, external = dataset.is_virtual, plist.get_external_count()
+            kind, declared = dataset.dtype.kind, int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
+        if virtual or external:
+            raise Refused(f"{self.path}: the data of {name} lies in other files: they are not read")
+        if kind not in "iu" or not filters <= FILTERS:
+            raise Refused(
+                f"{self.path}: {name} holds {dataset.dtype}, packed by filters {sorted(filters)}: no data of dbcollection"
+            )
+        if declared > MOST_PACKED * os.path.getsize(self.path):
+            raise Refused(f"{self.path}: {name} declares {declared} bytes, more than the file can hold")
+
+    def read(self, name: str) -> np.ndarray:
+        """Return all of a dataset. Raises Refused."""
+        dataset = self.dataset(name)
+        try:
+            return dataset[()]
+        except (OSError, RuntimeError, MemoryError) as error:
+            raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
+
+    def has(self, name: str) -> bool:
+        parent, _, last = name.strip("/").rpartition("/")
+        node = self.handle().get(parent) if parent else self.handle()
+        return isinstance(node, h5py.Group) and last in node
+
+    def strings(self, name: str) -> list[str]:
+        """Return the strings of a dataset, a row each; one string alone is stored as (length,)."""
+        rows = self.read(name)
+        return [_text(row) for row in (rows if rows.ndim == 2 else rows[None])]
+
+
+def _text(row: np.ndarray) -> str:
+    return row.astype(np.uint8).tobytes().split(b"\0")[0].decode("latin-1")
+
+
+def _reason(error: BaseException) -> str:
+    text = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    if "truncated" in text:
+        return f"{text}: it is cut off, fetch or process it again"
+    if "version" in text or "superblock" in text:
+        return f"{text}: if a newer HDF5 wrote it, write it again with libver=('earliest', 'v108')"
+    return text
+
+
+class StoredNames(Sequence[str]):
+    """Image file names that stay in HDF5: a row is read when it is asked for. rows: (N,) of the images."""
+
+    def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
+        self.file, self.name, self.rows = file, name, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        names = self.file.dataset(self.name)
+        return _text(names[int(self.rows[index])] if names.ndim == 2 else names[()])
+
+
+class StoredPixels:
+    """Images of one size that stay in HDF5. shape: (N, C, H, W)."""
+
+    def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
+        self.file, self.name, self.indices = file, name, rows
+        stored = file.dataset(name)
+        _, height, width, *channels = stored.shape
+        self.shape = (len(rows), *(channels or [1]), height, width)
+        file.keep(stored.size * stored.dtype.itemsize)
+
+    def rows(self, indices: np.ndarray) -> torch.Tensor:
+        """Return these images, (n, H, W, C) uint8."""
+        _, channels, height, width = self.shape
+        result = np.empty((len(indices), height, width, channels), np.uint8)
+        stored = self.file.dataset(self.name)
+        for place, row in enumerate(self.indices[indices].tolist()):
+            result[place] = stored[row].reshape(height, width, channels)
+        return torch.from_numpy(result)
+
+
+class StoredFiles(FileImages):
+    """Image files whose paths are stored. find: from a stored path to the file's place."""
+
+    find: Callable[[str], str]
+
+    def path(self, index: int) -> str:
+        return self.find(self.names[index])
+
+
+class Finder:
+    """Finds the file of a stored path, in the order that dbcollection's versions need. own: absolute paths are trusted."""
+
+    def __init__(self, data_dir: str, part: str, *, own: bool) -> None:
+        self.data_dir, self.part, self.own = os.path.abspath(data_dir), part, own
+        self.last = 0  # the way that found the file before
+
+    def ways(self, stored: str) -> Iterator[str]:
+        parts = stored.replace("\\", "/").split("/")
+        name, above = parts[-1], parts[-2] if len(parts) > 1 else ""
+        root, long = self.data_dir, f"ILSVRC2012_img_{self.part}"
+        yield stored if os.path.isabs(stored) else os.path.join(root, stored)
+        yield os.path.join(root, self.part, above, name)
+        yield os.path.join(root, long, above, name)
+        yield os.path.join(root, long, name)
+        yield os.path.join(root, self.part, name)
+
+    def __call__(self, stored: str) -> str:
+        """Return the file's path. Raises ValueError with the paths that were tried."""
+        tried = list(self.ways(stored))
+        for number in (self.last, *range(len(tried))):
+            path = os.path.normpath(tried[number])
+            inside = path.startswith(self.data_dir + os.sep)
+            if (inside or (self.own and number == 0 and os.path.isabs(stored))) and os.path.isfile(path):
+                self.last = number
+                return path
+        outside = not self.own and os.path.isabs(stored) and os.path.isfile(stored)
+        more = f"; {stored} lies outside of {self.data_dir} and is not read for a file that is not yours" if outside else ""
+        raise ValueError(f"no file of this name, tried {', '.join(tried)}{more}")
+
+
+def opened(
+    name: str, source: str | None, data_dir: str | None, part: str, storage: str, *, classes: list[str] | None = None
+) -> ArrayImages | FileImages:
+    """Open one part of a data set that dbcollection has processed. Raises Refused.
+
+    source: an .h5 file, or a cache file, None for ~/dbcollection.json; storage: "disk" or "ram"; classes: those of the
+    training part, whose numbers a test part then takes.
+    """
+    own = source is None
+    if source is not None and not source.endswith(".json"):
+        path, folder = os.path.expanduser(source), data_dir or os.path.dirname(os.path.abspath(source))
+    else:
+        path, stored = find(name, os.path.expanduser(source or CACHE_FILE))
+        beside = os.path.dirname(path)
+        folder = data_dir or (stored if os.path.isdir(stored) else beside)
+    file = File(path)
+    group = set_of(file, part)
+    images = _open_group(file, group, folder, storage, own=own)
+    return images if classes is None else _renumbered(images, classes, file, group)
+
+
+def find(name: str, cache_file: str) -> tuple[str, str]:
+    """Return the .h5 file and the data_dir that a cache file names for a data set. Raises Refused."""
+    known = read_cache(cache_file)
+    if name not in known:
+        listed = ", ".join(sorted(map(printable, known))) or "none"
+        raise Refused(f"{cache_file} has no data set '{name}', it has: {listed}: process it, or give --dbcollection FILE.h5")
+    try:
+        tasks = known[name]["tasks"]
+        task = next((task for task in TASKS if task in tasks), None)
+        if task is None:
+            raise Refused(
+                f"{cache_file}: {name} has no task {' or '.join(TASKS)}, it has: {', '.join(map(printable, tasks)) or 'none'}"
+            )
+        path = tasks[task] if isinstance(tasks[task], str) else tasks[task]["filename"]
+        data_dir = known[name].get("data_dir") or ""
+        if not isinstance(path, str) or not isinstance(data_dir, str):
+            raise TypeError("a path is no text")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{cache_file}: what it says of {name} cannot be read: {error!r}") from None
+    beside = os.path.join(os.path.dirname(os.path.abspath(cache_file)), os.path.basename(path))
+    return (path if os.path.exists(path) or not os.path.exists(beside) else beside), data_dir
+
+
+def read_cache(cache_file: str) -> dict[str, Any]:
+    """Return what a cache file knows, by data set. Raises Refused."""
+    try:
+        known = json.loads(Path(cache_file).read_text())["dataset"]
+        if not isinstance(known, dict):
+            raise TypeError("'dataset' is no object")
+        return known
+    except FileNotFoundError:
+        raise Refused(
+            f"there is no {cache_file}: process a data set with dbcollection or `python prepare.py index --register`, or give "
+            "--dbcollection FILE"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"{cache_file} is no cache file of dbcollection: {printable(error)}: mend it, or give --dbcollection FILE.h5"
+        ) from None
+
+
+def set_of(file: File, part: str) -> str:
+    """Return the group of a part: at the root, or below /default as up to version 0.1.7. Raises Refused."""
+    for above in ("", "default/"):
+        for name in SETS[part]:
+            if file.has(f"{above}{name}"):
+                return f"{above}{name}"
+    found = ", ".join(printable(name) for name in file.handle()) or "nothing"
+    raise Refused(f"{file.path} has no set {' or '.join(SETS[part])}, it has: {found}: it is no classification file")
+
+
+def _open_group(file: File, group: str, folder: str, storage: str, *, own: bool) -> ArrayImages | FileImages:
+    for name in ("object_fields", "object_ids", "classes"):
+        if not file.has(f"{group}/{name}"):
+            raise Refused(f"{file.path} has no {group}/{name}: it is no classification file")
+    fields = file.strings(f"{group}/object_fields")
+    objects = file.read(f"{group}/object_ids")
+    kind = next((name for name in ("images", "image_filenames") if name in fields and file.has(f"{group}/{name}")), None)
+    if kind is None or objects.ndim != 2 or objects.shape[1] != len(fields):
+        raise Refused(f"{file.path}: {group}/object_ids and object_fields do not fit: it is no classification file")
+    rows = objects[:, fields.index(kind)].astype(np.int64)
+    stored = file.dataset(f"{group}/{kind}")
+    count = stored.shape[0] if stored.ndim > 1 else 1
+    if len(rows) and not 0 <= rows.min() <= rows.max() < count:
+        raise Refused(f"{file.path}: {group}/object_ids names row {rows.max()} of {kind}, which has {count}")
+    if "classes" in fields:
+        labels = objects[:, fields.index("classes")].astype(np.int64)
+    else:
+        every = file.read(f"{group}/labels").reshape(-1)
+        if len(every) < count:
+            raise Refused(f"{file.path}: {group}/labels has {len(every)} values, {count} are needed")
+        labels = every[rows].astype(np.int64)
+    classes = class_names(file, group)
+    check_labels(labels, classes, f"{file.path}, {group}")
+    if kind == "images":
+        return _arrays(file, f"{group}/images", rows, labels, classes, storage)
+    part = group.rsplit("/", 1)[-1]
+    paths: Sequence[str] = StoredNames(file, f"{group}/{kind}", rows)
+    if storage == "ram":
+        names = file.strings(f"{group}/{kind}")
+        paths = Names([names[row] for row in rows])
+    else:
+        file.keep(stored.size)
+    images = StoredFiles(paths, labels, classes, folder)
+    images.find = Finder(folder, part, own=own)
+    return images
+
+
+def _arrays(file: File, name: str, rows: np.ndarray, labels: np.ndarray, classes: list[str], storage: str) -> ArrayImages:
+    stored = file.dataset(name)
+    if stored.ndim not in (3, 4) or stored.dtype != np.uint8 or (stored.ndim == 4 and stored.shape[3] not in (1, 3)):
+        raise Refused(
+            f"{file.path}: {name} is {stored.dtype} of shape {stored.shape}: images are uint8, (N, H, W) or (N, H, W, 3)"
+        )
+    if stored.shape[1:] == (28, 28) and len(stored) > 1 and stored[:64].max() <= 127:
+        print(f"warning: {file.path}: of its pixels none is above 127: dbcollection 0.2.6 stores brighter ones as 0; "
+              f"the published digits are fetched without --storage", flush=True)  # fmt: skip
+    if storage == "disk":
+        return ArrayImages(StoredPixels(file, name, rows), labels, classes, file.path)  # type: ignore[arg-type]
+    pixels = torch.from_numpy(file.read(name)[rows])
+    pixels = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return ArrayImages(pixels, labels, classes, file.path)
+
+
+def class_names(file: File, group: str) -> list[str]:
+    """Return the names by label. Two data sets' are stored wrongly and put right, with a warning."""
+    names = file.strings(f"{group}/classes")
+    if "label_names" in names and "num_vis" in names:
+        print(f"warning: {file.path} stores other words than class names, CIFAR-10's own are taken", flush=True)
+        return list(CIFAR10)
+    if file.has(f"{group}/superclasses") and len(names) == len(CIFAR100) and names != CIFAR100:
+        print(
+            f"warning: {file.path} stores its class names in another order than its labels, CIFAR-100's are taken", flush=True
+        )
+        return list(CIFAR100)
+    return names
+
+
+def _renumbered(images: Any, classes: list[str], file: File, group: str) -> Any:
+    """Give the labels of a test part the training part's numbers. Raises Refused for a class that training lacks."""
+    unknown = [name for label in np.unique(images.labels) if (name := images.classes[label]) not in classes]
+    if unknown:
+        raise Refused(f"{file.path}: {group} has a class that training lacks: '{printable(unknown[0])}' ({len(unknown)} such)")
+    numbers = np.array([classes.index(name) if name in classes else -1 for name in images.classes], np.int64)
+    images.labels, images.classes = numbers[images.labels], list(classes)
+    return images

@@ -1,0 +1,1 @@
+"""What `prepare.py` does to folders of images: one file a command."""

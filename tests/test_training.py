@@ -1,0 +1,153 @@
+"""Schedules, optimizers, averages, accumulation and precision do what their sources say."""
+
+import math
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from common import DATA, ROOT
+from torch import nn
+
+import checkpoint
+import main
+import model
+import optimizer
+from metrics import Criterion
+from ranks import Ranks
+from schedule import KINDS, schedule
+
+STEPS = 1000
+
+
+@pytest.mark.parametrize(("kind", "make"), [
+    ("cosine", lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS)),
+    ("onecycle", lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.4, STEPS + 1)),
+    ("step", lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [334, 667])),
+])  # fmt: skip
+def test_schedules_are_torchs(kind: str, make) -> None:  # type: ignore[no-untyped-def]
+    theirs = make(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.4))
+    ours = schedule(LR=0.4, weight_decay=0, first=1, kind=kind)
+    for step in range(STEPS):
+        assert ours.at(step / STEPS)[0] == pytest.approx(theirs.get_last_lr()[0], abs=1e-3 if kind == "onecycle" else 1e-12)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+def test_a_rate_alone_holds_and_a_warm_up_leads_to_it() -> None:
+    assert {schedule(LR=0.3, weight_decay=None, first=1).at(share)[0] for share in (0, 0.5, 0.99)} == {0.3}
+    for kind in KINDS:
+        warm = schedule(LR=0.3, weight_decay=None, first=1, kind=kind, warmup=0.1)
+        rates = [warm.at(share)[0] for share in (0, 0.05, 0.0999)]
+        assert rates[0] == pytest.approx(0.003)
+        assert rates == sorted(rates)
+        assert rates[2] == pytest.approx(0.3, rel=0.01)
+    regime = schedule(LR=0.3, weight_decay=None, first=1, kind="regime")
+    assert [regime.at(share)[0] for share in (0, 0.4)] == [0.3, 0.15]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "nesterov", "adamw"])
+def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    name = "adamw" if kind == "adamw" else "sgd"
+    made = optimizer.optimizer(ours, name, nesterov=kind == "nesterov", decay_all=False)
+    updater = optimizer.Updater(ours, made, schedule(LR=0.1, weight_decay=0.01, first=0), Ranks(), clip=0.5)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    reference = (
+        torch.optim.AdamW(groups, 0.1) if kind == "adamw" else torch.optim.SGD(groups, 0.1, 0.9, nesterov=kind == "nesterov")
+    )
+    for step in range(5):
+        images = torch.randn(4, 5)
+        updater.begin(0)
+        updater.backward(loss := ours(images).square().mean())
+        updater.apply(loss, step, torch.arange(4).numpy())
+        reference.zero_grad()
+        theirs(images).square().mean().backward()
+        nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        reference.step()
+        assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+        assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+def test_averages_are_torchs() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    planned = schedule(LR=0.1, weight_decay=0, first=0)
+    updater = optimizer.Updater(network, optimizer.optimizer(network), planned, Ranks(), average=0.9)
+    updater.updates = 1000  # the faster first steps are past
+    theirs = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    theirs.n_averaged += 1
+    for step in range(5):
+        updater.begin(0)
+        updater.backward(loss := network(torch.randn(8, 4)).square().sum())
+        updater.apply(loss, step, torch.arange(8).numpy())
+        theirs.update_parameters(network)
+    for own, other in zip(updater.tested.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+        assert not own.is_floating_point() or torch.allclose(own, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int) -> None:
+    torch.manual_seed(0)
+    network = model.create("alexnetowt", 5, 32).double().eval()  # no dropout
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (8,))
+    found = []
+    for count in (1, parts):
+        run = SimpleNamespace(
+            accumulate=count, device=torch.device("cpu"), seed=1, progress=SimpleNamespace(step=0), ranks=Ranks(),
+            autocast=lambda: torch.autocast("cpu", enabled=False),
+        )  # fmt: skip
+        planned = schedule(LR=0.1, weight_decay=0, first=0)
+        updater = optimizer.Updater(network, optimizer.optimizer(network), planned, Ranks())
+        updater.begin(0)
+        loss, logits = main.gradients(run, network, updater, Criterion(smoothing=0.1), images, labels, 8)
+        assert logits.shape == (8, 5)
+        found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
+    for whole, part in zip(*found, strict=True):
+        assert torch.allclose(whole, part, rtol=1e-9, atol=1e-12)
+
+
+def test_the_loss_is_torchs_and_of_all_heads() -> None:
+    logits, other, labels = torch.randn(6, 4), torch.randn(6, 4), torch.randint(0, 4, (6,))
+    theirs = nn.CrossEntropyLoss(label_smoothing=0.2)
+    expected = 6 * (theirs(logits, labels) + 0.3 * theirs(other, labels))
+    assert Criterion(smoothing=0.2)((logits, other), labels) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    base = ["--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--GPU", "-1", "--batchSize", "64", "--logger", "none"]
+    return [*base, "--nEpochs", "2", "--expDir", str(folder), *more]
+
+
+def test_averaged_weights_are_tested_kept_and_continued(tmp_path: Path) -> None:
+    more = ["--ema", "0.9", "--optimizer", "adamw", "--schedule", "onecycle", "--precision", "bf16"]
+    main.main(arguments(tmp_path / "a", *more))
+    run = tmp_path / "a" / "mnist" / "alexnetbn"
+    found = checkpoint.newest(run / "checkpoints")
+    assert found is not None
+    state, kept = found[1], checkpoint.read(run / "model_2.pt")["network"]
+    assert all(torch.equal(kept[name], state["updater"]["averaged"][name]) for name in kept)
+    assert not all(torch.equal(kept[name], state["network"][name]) for name in kept)
+    assert all(math.isfinite(record["test_loss"]) for record in state["progress"]["history"])
+    main.main(arguments(tmp_path / "a", "--continue", "--nEpochs", "3"))
+    assert len((run / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
+    most = 5 << 30
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+    command = [sys.executable, "main.py", "--dataset", "synthetic", "--synthetic", "600:4:224", "--netType", "vgg11"]
+    command += ["--batchSize", "512", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path), "--nEpochs", "1"]
+    result = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1, result.stderr
+    assert "images at once fit: --accumulate" in result.stderr
+    assert "Traceback" not in result.stderr
