@@ -23,6 +23,7 @@ import model
 import training
 import utils
 from datasets.fetch import digest_of, fetch
+from datasets.images import FileImages
 from logger import Logger
 from models import NETWORKS, OURS
 from models.layers import SMALL
@@ -91,6 +92,8 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
     more: dict[str, Any] = {}
     if options.valShare is not None:
         more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": split_path(options)}
+    elif options.dataset in ("folder", "ilsvrc2012"):
+        more["index"] = Path(options.expDir, options.dataset)
     if options.storage:
         more |= {"storage": options.storage, "source": options.dbcollection}
     if options.dataset == "synthetic":
@@ -124,8 +127,10 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
         run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
     if options.valShare is not None:
         run.logger.say(f"split     {len(train)} images to train on, {len(test)} to test on: {run.folder / 'split.csv'}")
+    run.files = isinstance(train, FileImages)
     test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
-    settings = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
+    settings: dict[str, Any] = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
+    settings["skip"] = options.badImages == "skip"
     return (
         data.loader(train, pipeline(options, augmentation.parse(options.augment)), plan, run.device, **settings),
         data.loader(test, pipeline(options, [], ten=options.tenCrop), test_plan, run.device, **settings),
@@ -147,8 +152,8 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
     key = json.dumps({"where": where, "images": len(images), "imageSize": options.imageSize, "cropSize": options.cropSize})
 
     def compute() -> tuple[list[float], list[float]]:
-        plan = data.Plan(len(images), 256, limit=SAMPLE)
-        source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads)
+        plan, skip = data.Plan(len(images), 256, limit=SAMPLE), options.badImages == "skip"
+        source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads, skip=skip)
         bar = tqdm(source.epoch(0), "mean and deviation", len(source), unit="batch", leave=False, disable=None)
         return ours.measure(batch.images for batch in bar)
 

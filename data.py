@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import shutil
 import signal
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from utils import Failed, Refused, keep_memory, printable
 
 Images = ArrayImages | FileImages
 AT_ONCE = 32  # batches whose images are worked out together
+PREFETCHED = 2  # batches a process has under way: DataLoader's default
 RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
 
 
@@ -147,6 +149,7 @@ class ArrayLoader:
             stored = images.pixels.permute(0, 2, 3, 1).contiguous()  # channels last: resized twice as fast
             self.pixels = stored.to(device) if device.type == "cuda" and stored.nbytes <= RESIDENT else stored
         self.labels = torch.from_numpy(images.labels)
+        self.bad: dict[int, tuple[str, str]] = {}  # none: they were looked at as they were read
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -254,16 +257,37 @@ def start_worker(_: int) -> None:
     keep_memory()
 
 
+def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:
+    """Raise Refused where /dev/shm cannot hold the batches that are under way: a process would die of a bus error.
+
+    batch: bytes of one; each process has PREFETCHED of them under way, and one is in use.
+    """
+    if free is None:
+        try:
+            free = shutil.disk_usage("/dev/shm").free
+        except OSError:
+            return
+    needed = (workers * PREFETCHED + 1) * batch
+    if needed > free:
+        raise Refused(
+            f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} processes need {needed / 2**20:.0f} MiB for their batches: "
+            "enlarge it (docker run --shm-size), or lower --nThreads or --batchSize; --nThreads 0 needs none"
+        )
+
+
 class FileLoader:
     """Batches of image files: worker processes decode, the device does the rest."""
 
     def __init__(
         self, images: FileImages, pipeline: Pipeline, plan: Plan, device: torch.device, *,
-        workers: int = 0, start_method: str = "fork", timeout: int = 120,
+        workers: int = 0, start_method: str = "fork", timeout: int = 120, skip: bool = False,
     ) -> None:  # fmt: skip
         self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
+        self.skip, self.bad = skip, dict[int, tuple[str, str]]()  # bad images by number: path and reason
         self.labels = torch.from_numpy(images.labels)
         self.tasks = _Tasks()
+        if workers:
+            check_shared_memory(workers, min(plan.batch, max(1, plan.images)) * 3 * pipeline.crop_size**2)
         many: dict[str, Any] = {}
         if workers:
             context = multiprocessing.get_context(start_method)
@@ -292,13 +316,15 @@ class FileLoader:
         numbers = range(start, len(self.plan))
         self.tasks.tasks = [_Task(epoch, number) for number in numbers]
         for number, (images, indices, bad) in zip(numbers, self._read(), strict=True):
-            if bad:
-                raise Refused("bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0])))
+            if bad and not self.skip:
+                shown = "bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0]))
+                raise Refused(f"{shown}: mend or remove it, or leave out all such with --badImages skip")
+            self.bad |= {index: (path, reason) for index, path, reason in bad}
             images = images.to(self.device, non_blocking=True)
             if self.device.type != "cpu":
                 images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices.numpy()))
             labels = self.labels[indices].to(self.device, non_blocking=True)
-            yield Batch(images, labels, indices.numpy(), self.plan.size(number), number)
+            yield Batch(images, labels, indices.numpy(), self.plan.size(number) - len(bad), number)
 
     def some(self, indices: np.ndarray) -> Tensor:
         """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""

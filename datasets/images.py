@@ -39,6 +39,17 @@ class Names(Sequence[str]):
         self.blob = np.frombuffer(b"".join(encoded), np.uint8)
         self.ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
 
+    @classmethod
+    def of(cls, blob: np.ndarray, ends: np.ndarray) -> "Names":
+        """Return names that are stored so already."""
+        names = cls.__new__(cls)
+        names.blob, names.ends = blob, ends
+        return names
+
+    def slice(self, part: range) -> np.ndarray:
+        """Return the bytes of the names at these places."""
+        return self.blob[self.ends[part.start - 1] if part.start else 0 : self.ends[part.stop - 1] if len(part) else 0]
+
     def __len__(self) -> int:
         return len(self.ends)
 
