@@ -50,8 +50,10 @@ def curves(history: Sequence[dict[str, Any]], path: Path) -> None:
         axes.legend()
     rate.plot(epochs, _column(history, "lr"), color=GREEN, marker="v", markersize=3, drawstyle="steps-post")
     rate.set_title("learning rate")
-    if all(record["lr"] > 0 for record in history):
+    highest, lowest = max(record["lr"] for record in history), min(record["lr"] for record in history)
+    if lowest > 0:
         rate.set_yscale("log")
+        rate.set_ylim(bottom=max(lowest / 2, highest / 1e4))  # a cosine's last step would hide all others
     for axes in (loss, top1, rate):
         _count_epochs(axes)
     save(figure, path)

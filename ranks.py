@@ -6,6 +6,7 @@ Only tensors cross ranks, never objects. `torchrun` tells who is there; one proc
 import contextlib
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -92,10 +93,21 @@ def join(device: torch.device) -> Ranks:
         return Ranks()
     env = {name: int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")}
     if env["WORLD_SIZE"] > 1 and not dist.is_initialized():
+        # gloo's first connections now and then wait for ever after a restart, whatever the timeout: torchrun tries again.
+        watch = threading.Timer(SILENCE.seconds, _give_up, [env["RANK"]])
+        watch.daemon = True
+        watch.start()
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
+        watch.cancel()
     if env["RANK"]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     return Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["GROUP_RANK"])
+
+
+def _give_up(rank: int) -> None:
+    """End a process that waits inside of a library, where no exception reaches it."""
+    print(f"rank {rank}: the other ranks cannot be reached: start again, with --continue", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def leave() -> None:

@@ -18,8 +18,10 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     # Choosing among both kinds copies whole images; torch.where, pixel by pixel, is 4 times as slow on a CPU.
     place = torch.arange(count, device=u.device) + count * (u[:, 0] >= 0.5)
     rows = images.permute(0, 2, 3, 1)
-    if rows.is_contiguous():  # channels last, as files are decoded: by its own order of memory 20 times as fast
-        return torch.cat([rows.flip(2), rows]).index_select(0, place).permute(0, 3, 1, 2)
+    if rows.is_contiguous() and not images.is_cuda:  # channels last, as files are decoded: only those that turn are moved
+        turning = (u[:, 0] < 0.5).nonzero()[:, 0]
+        turned = rows.index_select(0, turning).permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)
+        return rows.clone().index_copy_(0, turning, turned).permute(0, 3, 1, 2)
     return torch.cat([images.flip(3), images]).index_select(0, place)
 
 

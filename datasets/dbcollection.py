@@ -44,14 +44,15 @@ class File:
         self.path, self.cache = path, 1 << 20
         self._open: Any = None
         self._process = -1
+        self._checked: dict[str, h5py.Dataset] = {}  # of the open file: each is looked at once
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "cache": self.cache, "_open": None, "_process": -1}
+        return {"path": self.path, "cache": self.cache, "_open": None, "_process": -1, "_checked": {}}
 
     def handle(self) -> h5py.File:
         """Return the open file. Raises Refused."""
         if self._open is None or self._process != os.getpid():
-            self._open, self._process = self._opened(), os.getpid()
+            self._open, self._process, self._checked = self._opened(), os.getpid(), {}
         return self._open
 
     def _opened(self) -> h5py.File:
@@ -64,11 +65,13 @@ class File:
 
     def keep(self, size: int) -> None:
         """Keep so many bytes of decompressed chunks from now on."""
-        self.cache, self._open = min(max(size, 1 << 20), MOST_CACHE), None
+        self.cache, self._open, self._checked = min(max(size, 1 << 20), MOST_CACHE), None, {}
 
     def dataset(self, name: str) -> h5py.Dataset:
         """Return a dataset of plain numbers. Raises Refused for links, external, virtual or impossible ones."""
         node: Any = self.handle()
+        if name in self._checked:
+            return self._checked[name]
         for part in name.strip("/").split("/"):
             try:
                 link = node.get(part, getlink=True)
@@ -80,6 +83,7 @@ class File:
         if not isinstance(node, h5py.Dataset):
             raise Refused(f"{self.path}: {name} is no dataset")
         self._check(node, name)
+        self._checked[name] = node
         return node
 
     def _check(self, dataset: h5py.Dataset, name: str) -> None:
