@@ -145,8 +145,8 @@ def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
-    command = [sys.executable, "main.py", "--dataset", "synthetic", "--synthetic", "600:4:224", "--netType", "vgg11"]
-    command += ["--batchSize", "512", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path), "--nEpochs", "1"]
+    command = [sys.executable, "main.py", "--dataset", "synthetic", "--synthetic", "1600:4:224"]
+    command += ["--batchSize", "1536", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path), "--nEpochs", "1"]
     result = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1, result.stderr
     assert "images at once fit: --accumulate" in result.stderr

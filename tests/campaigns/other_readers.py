@@ -21,7 +21,7 @@ loader = DataLoader("mine", "classification", sys.argv[1], sys.argv[2])
 found = {}
 for part in ("train", "val"):
     rows = loader.object(part, list(range(loader.size(part)[0])), True)
-    found[part] = [[str(name), str(label)] for name, label in rows]
+    found[part] = [[bytes(value).split(b"\\0")[0].decode("latin-1") for value in row] for row in rows]
     found[part + " names"] = loader.get(part, "classes", convert_to_str=True)
 print(json.dumps(found))
 """
