@@ -93,15 +93,26 @@ def join(device: torch.device) -> Ranks:
         return Ranks()
     env = {name: int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")}
     if env["WORLD_SIZE"] > 1 and not dist.is_initialized():
-        # gloo's first connections now and then wait for ever after a restart, whatever the timeout: torchrun tries again.
         watch = threading.Timer(SILENCE.seconds, _give_up, [env["RANK"]])
         watch.daemon = True
         watch.start()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=SILENCE)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(), rank=env["RANK"], world_size=env["WORLD_SIZE"], timeout=SILENCE)
         watch.cancel()
     if env["RANK"]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     return Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["GROUP_RANK"])
+
+
+def _store() -> Any:
+    """Return where the ranks find each other.
+
+    After a restart on one machine torchrun hands out the same store, with the addresses of the ranks that are gone: gloo
+    then waited for them for ever. Several machines get a new one each time, and may count their restarts differently.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=SILENCE))
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else ''}", store)
 
 
 def _give_up(rank: int) -> None:

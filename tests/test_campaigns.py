@@ -1,12 +1,23 @@
 """The campaigns at their full trial counts, minutes each: `pytest -m campaign`."""
 
+import os
+import shutil
+
 import damage
 import disk_full
+import hosts
 import kill
+import learn
 import non_finite
+import once
+import other_readers
 import pytest
+import rank_signals
+import restarts
 import signals
 import workers
+
+from models import OURS
 
 pytestmark = pytest.mark.campaign
 
@@ -43,3 +54,36 @@ def test_non_finite() -> None:
     result = non_finite.run(180)
     assert result["unchanged_bitwise"] == result["bad_steps"]
     assert result["third_in_a_row"] == {"status": 1, "told": True, "checkpoint_finite": True}
+
+
+def test_signals_of_two_ranks() -> None:
+    result = rank_signals.run(50)
+    assert result["equal"] == result["saved_in_time"] == 50
+    assert result["stopped"] >= 45
+    assert result["orphans"] == 0
+
+
+def test_a_killed_rank() -> None:
+    result = restarts.run(30)
+    assert result["equal"] == result["ended_well"] == 30
+    assert result["slowest_end_seconds"] < 60
+
+
+def test_each_image_once() -> None:
+    assert once.run()["each_image_once"] == 150
+
+
+def test_two_hosts() -> None:
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and ip")
+    result = hosts.run(1)
+    assert [result[name] for name in ("trained", "readable_error", "went_on", "equal")] == [1, 1, 1, 1]
+
+
+def test_other_readers() -> None:
+    assert other_readers.run()["read_by_dbcollection_0.2.6"] == 2
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_network_learns(name: str) -> None:
+    assert learn.learn(name, learn.EPOCHS.get(name, 12))["test_top1"] > 90
