@@ -23,7 +23,7 @@ import model
 import training
 import utils
 from datasets.fetch import digest_of, fetch
-from datasets.images import FileImages
+from datasets.images import FileImages, titles
 from logger import Logger
 from models import NETWORKS, OURS
 from models.layers import SMALL
@@ -194,7 +194,7 @@ def network(options: Options, run: Run, images: data.Images) -> model.Network:
     """Return the network on the run's device, with its weights where a file brings them."""
     made = model.create(
         options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
-        interpolation=options.interpolation,
+        interpolation=options.interpolation, titles=tuple(shown) if (shown := titles(images)) != images.classes else (),
     )  # fmt: skip
     if options.syncBN and run.ranks.world > 1:
         synchronise(made, run.device)

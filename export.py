@@ -42,7 +42,12 @@ class Probabilities(nn.Module):
 def metadata(network: model.Network, source: str) -> dict[str, str]:
     """Return all that a reader needs to know, as text by name; what is no text is JSON."""
     spec = network.spec.plain()
-    known = {"classes": json.dumps(spec.pop("classes")), "source": source, "input": "uint8 RGB (N, 3, cropSize, cropSize)"}
+    known = {
+        "classes": json.dumps(spec.pop("classes")),
+        "titles": json.dumps(spec.pop("titles")),
+        "source": source,
+        "input": "uint8 RGB (N, 3, cropSize, cropSize)",
+    }
     known |= {name: str(value) for name, value in spec.items()}
     value = checkpoint.read(source)
     known["record"] = json.dumps(value.get("record") or {})

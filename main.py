@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import configs
 import training
 import utils
+from datasets.images import titles
 from metrics import Criterion, Sums, average_precisions
 from optimizer import Updater
 from ranks import only_last
@@ -115,7 +116,7 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
     every, truth, places = (
         run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)
     )  # (N, K), (N,), (N,)
-    run.report.tested = Tested(every, truth, places.numpy(), loader.images.classes, loader.some)
+    run.report.tested = Tested(every, truth, places.numpy(), titles(loader.images), loader.some)
     precisions = average_precisions(every, truth) if run.ranks.first else torch.zeros(1)
     found = figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
     return found | run.left_out("test", loader.bad)

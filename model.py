@@ -31,13 +31,14 @@ class Spec:
     cropSize: int
     stem: str = "fast"
     interpolation: str = "bilinear"
+    titles: tuple[str, ...] = ()  # what the classes are called where they are shown, if not by their names
 
     def plain(self) -> dict[str, Any]:
-        return self.__dict__ | {"classes": list(self.classes)}
+        return self.__dict__ | {"classes": list(self.classes), "titles": list(self.titles)}
 
     @classmethod
     def read(cls, plain: dict[str, Any]) -> "Spec":
-        return cls(**plain | {"classes": tuple(plain["classes"])})
+        return cls(**plain | {"classes": tuple(plain["classes"]), "titles": tuple(plain.get("titles", ()))})
 
 
 class Normalise(nn.Module):
@@ -86,7 +87,7 @@ class Network(nn.Module):
 
 
 def create(
-    name: str, classes: int | Sequence[str], size: int, *, stem: str = "fast", image_size: int = 0, **more: str
+    name: str, classes: int | Sequence[str], size: int, *, stem: str = "fast", image_size: int = 0, **more: Any
 ) -> Network:
     """Build the network called `name` for size x size pixels. classes: how many, or their names.
 
@@ -115,8 +116,9 @@ def load(path: str) -> Network:
     except (checkpoint.Damaged, KeyError, TypeError) as error:
         raise Refused(f"{path} is no weights file of this suite: {error}") from None
     network = create(
-        spec.netType, spec.classes, spec.cropSize, stem=spec.stem, image_size=spec.imageSize, interpolation=spec.interpolation
-    )
+        spec.netType, spec.classes, spec.cropSize, stem=spec.stem, image_size=spec.imageSize, interpolation=spec.interpolation,
+        titles=spec.titles,
+    )  # fmt: skip
     load_weights(network, value, path)
     return network.eval()
 

@@ -70,7 +70,7 @@ def predictions(
         found = dict(zip(good, scores, strict=True))
         for path in batch:
             reason = images[path]
-            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.classes, top), reason
+            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.titles or spec.classes, top), reason
 
 
 def ranked(probabilities: torch.Tensor, classes: tuple[str, ...], top: int) -> Ranking:

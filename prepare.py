@@ -52,6 +52,20 @@ def info(arguments: argparse.Namespace) -> None:
     )
 
 
+def manifest_of(images: FileImages) -> dict[str, tuple[int, int, int]]:
+    """Return width, height and bytes of each image as `check` found them, by name; empty where it was not run."""
+    from preparation.check import MANIFEST
+    from preparation.each import read_rows
+
+    for place, prefix in ((Path(images.where), ""), (Path(images.where).parent, f"{Path(images.where).name}/")):
+        if (place / MANIFEST).exists():
+            rows = [row for row in read_rows(place / MANIFEST) if row["path"].startswith(prefix)]
+            return {
+                row["path"].removeprefix(prefix): (int(row["width"]), int(row["height"]), int(row["bytes"])) for row in rows
+            }
+    return {}
+
+
 def describe(part: str, images: FileImages) -> None:
     """Print what one part holds."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
@@ -61,7 +75,13 @@ def describe(part: str, images: FileImages) -> None:
     print(f"  smallest class: {smallest}; largest: {largest}")
     formats: collections.Counter[str] = collections.Counter()
     sizes, lengths, bad = [], [], []
-    for index in np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
+    known = manifest_of(images)
+    for name in images.names if known else ():
+        width, height, length = known.get(name, (0, 0, 0))
+        if width:
+            sizes.append((width, height))
+            lengths.append(length)
+    for index in () if known else np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
         try:
             content = images.read(index)
             sizes.append(decode.size(content))
@@ -74,7 +94,8 @@ def describe(part: str, images: FileImages) -> None:
         spread = f"{shorter.min()} to {shorter.max()}, median {int(np.median(shorter))}"
         looked = len(sizes) + len(bad)
         print(f"  of {looked} looked at: shorter side {spread} pixels; {np.mean(lengths) / 1000:.0f} kB a file on average")
-        print("  formats: " + ", ".join(f"{name} {count}" for name, count in formats.most_common()))
+        if formats:
+            print("  formats: " + ", ".join(f"{name} {count}" for name, count in formats.most_common()))
     for line in bad[:5]:
         print(f"  bad: {printable(line)}", file=sys.stderr)
 

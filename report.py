@@ -20,6 +20,7 @@ from torch import Tensor
 import metrics
 from utils import printable, whole_file
 
+FIRST = 5.0  # seconds that the first pictures may cost, what draws them has to be loaded
 SHARE = 0.01  # of a run's time that pictures may take
 ERRORS = 24  # images on the sheet of errors
 POINTS = 500  # losses of single steps that an epoch adds to TensorBoard
@@ -48,7 +49,7 @@ class Report:
         self.folder, self.options, self.bare, self.histograms = folder, options, bare, histograms
         self.tested: Tested | None = None
         self.board: Any = None
-        self.drawn, self.cost = time.monotonic(), 0.0
+        self.drawn, self.cost = time.monotonic(), FIRST
 
     def open(self, step: int) -> None:
         """Begin, or go on after `step` updates: TensorBoard forgets what came later."""

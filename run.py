@@ -246,7 +246,7 @@ class Run:
         progress, clock = self.progress, self.clock
         loss, top1, top5, count = sums.values.tolist()  # waits for the device: that is what lines cost
         errors = f"top-1 err {100 - 100 * top1 / count:.2f}; top-5 err {100 - 100 * top5 / count:.2f}" if count else "skipped"
-        place = f"epoch[{progress.epoch + 1}/{self.epochs}][{progress.batch + 1}/{batches}]"
+        place = f"epoch[{progress.epoch + 1}/{self.epochs}][{progress.batch + 1}/{batches}][batch={len(images)}]"
         seconds = f"data {clock.data:.3f} s; forward-backward {clock.compute:.3f} s"
         self.logger.say(f"{place} - loss {loss / max(count, 1):.4f}; {errors}; lr {updater.LR:g}; {seconds}")
 

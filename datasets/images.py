@@ -1,5 +1,6 @@
 """What a data set is: class names, a label an image, and either all pixels as one array or one file an image."""
 
+import csv
 import os
 import stat
 from collections.abc import Sequence
@@ -83,6 +84,20 @@ class FileImages:
             raise ValueError(f"{status.st_size} bytes are more than the {MOST_BYTES} allowed")
         with open(path, "rb", buffering=0) as file:
             return file.read()
+
+
+def titles(images: "ArrayImages | FileImages") -> list[str]:
+    """Return what classes are called where they are shown: their names, with the words of a classes.csv beside the images."""
+    if isinstance(images, ArrayImages):
+        return images.classes
+    for place in (images.where, os.path.dirname(os.path.abspath(images.where))):
+        try:
+            with open(os.path.join(place, "classes.csv"), newline="", encoding="utf-8") as file:
+                words = {row["class"]: row["words"] for row in csv.DictReader(file)}
+        except (OSError, KeyError, ValueError, csv.Error):
+            continue
+        return [f"{name} {words[name]}" if words.get(name) else name for name in images.classes]
+    return images.classes
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:

@@ -176,6 +176,34 @@ def test_a_shrunk_copy_is_a_folder_like_any_other(tmp_path: Path, photographs: l
     assert len(folder.list_images(str(out / "train"), None)) == 2
 
 
+def test_info_takes_sizes_from_the_manifest(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare.main(["check", "--data_dir", str(images), "--nThreads", "1"])
+    before = capsys.readouterr()
+    for path in (images / "train").rglob("*.jpg"):
+        path.write_bytes(b"no image any more")
+    prepare.main(["info", "--data_dir", str(images)])
+    said = capsys.readouterr()
+    assert "33 images" in before.out
+    assert "of 24 looked at: shorter side 24 to 24" in said.out
+    assert said.err == ""
+
+
+def test_the_words_of_a_class_are_shown(tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import main
+    import predict
+
+    out = tmp_path / "out"
+    prepare.main(["imagenet", "--tars", str(tars), "--out", str(out), "--expect", "3:60:7"])
+    sizes = ["--imageSize", "20", "--cropSize", "20", "--batchSize", "20", "--nEpochs", "1", "--GPU", "-1", "--nThreads", "0"]
+    main.main(["--dataset", "ilsvrc2012", "--data_dir", str(out), *sizes, "--expDir", str(tmp_path / "runs")])
+    run = tmp_path / "runs" / "ilsvrc2012" / "alexnetbn"
+    assert '"n02119789 kit fox, Vulpes macrotis"' in (run / "classes.csv").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        predict.main([str(run / "best.pt"), str(next((out / "val").rglob("*.JPEG"))), "--top", "3"])
+    assert "n02119789 kit fox, Vulpes macrotis" in capsys.readouterr().out
+
+
 def test_a_copy_into_itself_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be apart" in refused(["shrink", "--data_dir", str(images), "--out", str(images / "x")], capsys)
 

@@ -48,7 +48,7 @@ LAYERS = {
         "transforms",
         "utils",
     },
-    "main": {"opts", "configs", "metrics", "optimizer", "ranks", "report", "run", "training", "utils"},
+    "main": {"datasets", "opts", "configs", "metrics", "optimizer", "ranks", "report", "run", "training", "utils"},
 }
 ENTRYPOINTS = {"main", "sheets", "predict", "export", "prepare", "compare", "benchmark"}
 
