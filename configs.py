@@ -41,7 +41,9 @@ SAMPLE = 10_000  # images that mean and standard deviation are taken from
 @contextlib.contextmanager
 def start(options: Options) -> Iterator[Run]:
     """Open the run's folder and give what the loop needs of its surroundings. Raises Refused."""
-    device = utils.device_for(options.GPU, options.nGPU)
+    device = utils.device_for(options.GPU, options.nGPU, int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     ranks = join(device)
     torch.backends.cudnn.enabled = options.backend == "cudnn"
     torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic

@@ -127,8 +127,10 @@ class Arriving:
         return self.host.tolist()
 
 
-def device_for(first_gpu: int | None, count: int) -> torch.device:
+def device_for(first_gpu: int | None, count: int, local: int = 0) -> torch.device:
     """Return the device of a run. first_gpu: from 0, -1 for the CPU, None for a GPU where there is one.
+
+    local: this rank's number on its machine: each rank takes the next GPU.
 
     Raises Refused where fewer than `count` GPUs are there from first_gpu on.
     """
@@ -139,7 +141,7 @@ def device_for(first_gpu: int | None, count: int) -> torch.device:
         if first_gpu is None:
             print("no GPU found: training on the CPU", flush=True)
         return torch.device("cpu")
-    first = first_gpu or 0
+    first = (first_gpu or 0) + local
     if first + count > available:
         raise Refused(f"--GPU {first} --nGPU {count} needs {first + count} GPUs, this machine has {available}")
     return torch.device("cuda", first)
