@@ -88,15 +88,14 @@ def enough_memory(options: Options, run: Run, network: nn.Module, criterion: Cri
     else:
         return
     size = -(-options.batchSize // (run.ranks.world * options.accumulate))
-    fits = size // 2
-    while fits and not _fits(options, run, network, criterion, fits):
-        fits //= 2
-    if not fits:
-        raise Failed(f"the memory of {run.device} is too small for one image of {options.netType} at {options.cropSize} pixels")
-    raise Failed(
-        f"--batchSize {options.batchSize} needs more memory than {run.device} has, {fits} images at once fit: "
-        f"--accumulate {options.accumulate * -(-size // fits)} keeps the batch"
-    )
+    fits = 0
+    # From small to large: after a failure oneDNN may refuse any size at all.
+    while 2 * fits < size and _fits(options, run, network, criterion, max(1, 2 * fits)):
+        fits = max(1, 2 * fits)
+    way = "lower it, or raise --accumulate"
+    if fits:
+        way = f"{fits} images at once fit: --accumulate {options.accumulate * -(-size // fits)} keeps the batch"
+    raise Failed(f"--batchSize {options.batchSize} needs more memory than {run.device} has; {way}")
 
 
 def _fits(options: Options, run: Run, network: nn.Module, criterion: Criterion, count: int) -> bool:
