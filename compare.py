@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from opts import Parser
+from arguments import Parser
 from utils import Refused, printable
 
 PLACES = {"expID", "expDir", "given"}  # options that only say where a run lies

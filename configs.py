@@ -28,10 +28,12 @@ from logger import Logger
 from models import NETWORKS, OURS
 from models.layers import SMALL
 from opts import FREE, Options
+from plan import BalancedPlan, Plan
+from process import Lock, Signals, prepare_folder
 from randomness import key
 from ranks import Ranks, join, leave, synchronise
 from report import Report
-from run import Lock, Run, Signals, ending, environment, prepare_folder
+from run import Run, ending, environment
 from transforms import Pipeline
 from utils import Refused
 
@@ -120,9 +122,9 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     with run.ranks.in_turn("data"):  # which the first may have to fetch
         train, test = open_both(options)
     rank, world = run.ranks.rank, run.ranks.world
-    plan = data.Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
+    plan = Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
     if options.balanced:
-        plan = data.BalancedPlan(**plan.__dict__, labels=train.labels)
+        plan = BalancedPlan(**plan.__dict__, labels=train.labels)
     if not len(plan) or plan.images < 2:
         raise Refused(f"{plan.images} training images are in a pass, 2 are needed at least: look at {train.where} and --limit")
     if plan.images < min(len(train), options.limit or len(train)):
@@ -130,7 +132,7 @@ def loaders(options: Options, run: Run) -> tuple[Any, Any]:
     if options.valShare is not None:
         run.logger.say(f"split     {len(train)} images to train on, {len(test)} to test on: {run.folder / 'split.csv'}")
     run.files = isinstance(train, FileImages)
-    test_plan = data.Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
+    test_plan = Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
     settings: dict[str, Any] = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
     settings["skip"] = options.badImages == "skip"
     return (
@@ -154,7 +156,7 @@ def statistics(options: Options, images: data.Images) -> tuple[list[float], list
     key = json.dumps({"where": where, "images": len(images), "imageSize": options.imageSize, "cropSize": options.cropSize})
 
     def compute() -> tuple[list[float], list[float]]:
-        plan, skip = data.Plan(len(images), 256, limit=SAMPLE), options.badImages == "skip"
+        plan, skip = Plan(len(images), 256, limit=SAMPLE), options.badImages == "skip"
         source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads, skip=skip)
         bar = tqdm(source.epoch(0), "mean and deviation", len(source), unit="batch", leave=False, disable=None)
         return ours.measure(batch.images for batch in bar)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import checkpoint
 import model
 import utils
-from opts import Parser
+from arguments import Parser
 from utils import Failed, Refused
 
 CLOSE = 1e-4  # largest difference of a probability between the file and the network

@@ -6,30 +6,21 @@ The names are the Torch7 suite's. `@file` anywhere on the command line reads opt
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import shlex
 import sys
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import augmentation
+from arguments import Parser, allowed, described, kind_of, nearest, option, reader
 from datasets import DATASETS, Source
 from models import NETWORKS, OURS
 from schedule import KINDS
 
 UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part of what a run is
-
-
-def option(default: Any, group: str, about: str, *, choices: Any = None, low: float | None = None, shown: str = "") -> Any:
-    """Declare one option. choices: allowed values; low: the smallest number; shown: the default as `--help` says it."""
-    return dataclasses.field(
-        default=default, metadata={"group": group, "help": about, "choices": choices, "low": low, "shown": shown}
-    )
 
 
 DATA, NET, TRAIN, MACHINE, RUN = "data", "network", "training", "machine", "run folder"
@@ -167,17 +158,6 @@ FREE = {
 }
 
 
-LISTED_NETWORKS = f": {', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        alone = os.environ.get("RANK", "0") == "0"  # the other ranks have the same to say
-        self.exit(2, f"{self.prog}: error: {message}\n" if alone else None)
-
-
 def parse(argv: list[str] | None = None) -> Options:
     """Read the command line. Exits with status 2 and one line where it is wrong.
 
@@ -204,68 +184,8 @@ def build_parser() -> Parser:
     for name, field in FIELDS.items():
         title = field.metadata["group"]
         groups.setdefault(title, parser.add_argument_group(title) if title not in groups else None)
-        groups[title].add_argument("--" + name.rstrip("_"), **_argument(name, field))
+        groups[title].add_argument("--" + name.rstrip("_"), **described(name, field))
     return parser
-
-
-def _argument(name: str, field: dataclasses.Field) -> dict[str, Any]:
-    """Return what argparse wants to know of one field."""
-    about = field.metadata["help"]
-    shown = field.metadata["shown"] or field.default
-    kind = _kind(field)
-    if kind is bool:
-        shown = "on" if field.default else "off"
-        action = "store_true" if name in ("continue_", "overwrite", "test") else argparse.BooleanOptionalAction
-        return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
-    choices = field.metadata["choices"]
-    listed = f": {', '.join(DATASETS)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
-    argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
-    argument |= {"type": _reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
-    if choices and not listed:
-        argument["metavar"] = "|".join(choices)
-    return argument
-
-
-def _kind(field: dataclasses.Field) -> type:
-    """Return the type of a field's value, None aside."""
-    if isinstance(field.type, types.UnionType):
-        return next(kind for kind in typing.get_args(field.type) if kind is not types.NoneType)
-    return typing.cast(type, field.type)
-
-
-def _reader(name: str, kind: type, field: dataclasses.Field) -> Any:
-    """Return a function that turns text into the field's value, or says what is allowed."""
-    choices, low = field.metadata["choices"], field.metadata["low"]
-
-    def read(text: str) -> Any:
-        if choices and text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {_allowed(choices)}{nearest(text, choices)}")
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {_wanted(kind, low)}") from None
-        if low is not None and not low <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"'{text}' is not {_wanted(kind, low)}")
-        return value
-
-    return read
-
-
-def _allowed(choices: Any) -> str:
-    if choices is NETWORKS:
-        return f"one of {', '.join(OURS)} or of torchvision's networks"
-    return f"one of {', '.join(choices)}"
-
-
-def _wanted(kind: type, low: float | None) -> str:
-    return {int: "a whole number", float: "a number"}[kind] + ("" if low is None else f" from {low} on")
-
-
-def nearest(word: str, allowed: typing.Iterable[str]) -> str:
-    """Return "; did you mean 'X'?", or "" where nothing is near."""
-    by_lower = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), by_lower, 1, 0.5)
-    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
 def _refuse_unknown(parser: Parser, unknown: list[str]) -> NoReturn:
@@ -313,12 +233,12 @@ def _continued(given: dict[str, Any], parser: Parser) -> Options:
 def _stored(name: str, value: Any) -> Any:
     """Return an option's value from options.json. Raises ValueError where it is none."""
     field = FIELDS[name]
-    kind = _kind(field)
+    kind = kind_of(field)
     if value is None or kind is bool:
         if not (value is None and field.default is None) and not isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}")
         return value
-    return _reader(name, kind, field)(str(value))
+    return reader(name, kind, field)(str(value))
 
 
 def _whole(text: str) -> bool:
@@ -333,7 +253,7 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
     options.storage = options.storage or ("disk" if options.dbcollection else None)
     if options.dataset not in DATASETS and not options.storage:
-        parser.error(f"argument --dataset: '{options.dataset}' is not {_allowed(DATASETS)}{nearest(options.dataset, DATASETS)}")
+        parser.error(f"argument --dataset: '{options.dataset}' is not {allowed(DATASETS)}{nearest(options.dataset, DATASETS)}")
     if not options.dataset or os.sep in options.dataset or options.dataset.startswith("."):
         parser.error(f"argument --dataset: '{options.dataset}' is no name of a folder")
     if options.test and (options.continue_ or not (options.retrain or options.pretrained)):

@@ -18,8 +18,8 @@ import torch
 
 import model
 import utils
+from arguments import Parser
 from datasets import decode, folder
-from opts import Parser
 from transforms import Pipeline
 from utils import printable
 

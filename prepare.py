@@ -11,10 +11,10 @@ import numpy as np
 
 import data
 import utils
+from arguments import Parser
 from datasets import DATASETS, decode, folder
 from datasets.images import FileImages
 from datasets.split import TEST
-from opts import Parser
 from utils import Refused, printable
 
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")

@@ -12,6 +12,8 @@ import configs
 import data
 import opts
 import utils
+from arguments import Parser
+from plan import Plan
 
 IMAGES, DRAWS = 8, 8  # rows and columns of the sheet
 GAP = 2  # pixels between two images
@@ -19,7 +21,7 @@ GAP = 2  # pixels between two images
 
 def main(argv: list[str] | None = None) -> None:
     """Read main.py's options and --out, and write the sheet."""
-    parser = opts.Parser(prog="transforms.py", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="transforms.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("sheet.png"))
     own, arguments = parser.parse_known_args(argv)
     out = own.out
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         options = opts.parse(arguments)
         train, _ = configs.open_both(options)
         pipeline = configs.pipeline(options, augmentation.parse(options.augment))
-        plan = data.Plan(len(train), IMAGES, options.manualSeed, limit=IMAGES)
+        plan = Plan(len(train), IMAGES, options.manualSeed, limit=IMAGES)
         source = data.loader(train, pipeline, plan, torch.device("cpu"))
         columns = []
         for epoch in range(DRAWS):

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plan import Plan
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
@@ -37,7 +39,7 @@ def ours(images: Any, train: bool) -> Iterator[torch.Tensor]:
     """Yield batches ready for the first convolution: (128, 3, 32, 32) float32, normalised."""
     steps = augmentation.parse(TRAIN if train else "none")
     pipeline = Pipeline(steps, SCALED, SIDE, seed=2, interpolation="bicubic")
-    source = data.loader(images, pipeline, data.Plan(len(images), BATCH, 2, train), torch.device("cpu"))
+    source = data.loader(images, pipeline, Plan(len(images), BATCH, 2, train), torch.device("cpu"))
     normalise = Normalise()
     for epoch in range(1000):
         for batch in source.epoch(epoch):

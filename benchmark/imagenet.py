@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from plan import Plan
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
@@ -41,7 +43,7 @@ def ours(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> I
     """Yield uint8 batches as they reach the device."""
     steps = augmentation.parse(arguments.augment if train else "none")
     pipeline = Pipeline(steps, SCALED, SIDE, seed=2)
-    plan = data.Plan(len(images), BATCH, 2, train)
+    plan = Plan(len(images), BATCH, 2, train)
     source = data.loader(images, pipeline, plan, torch.device("cpu"), workers=arguments.nThreads, start_method="fork")
     for epoch in range(arguments.epochs):
         yield from source.epoch(epoch)

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from plan import Plan
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -30,9 +32,9 @@ from benchmark import timing
 from metrics import Criterion, Sums
 from optimizer import Updater, optimizer
 from ranks import Ranks
-from run import end_workers
 from schedule import schedule
 from transforms import Pipeline
+from workers import end_workers
 
 PARTS = ("wait", "mix", "forward and backward", "update", "sums")
 
@@ -47,7 +49,7 @@ class Ours:
         self.network = network.train()
         self.trained = torch.compile(network) if arguments.compile else network
         self.updater = Updater(network, optimizer(network), schedule(LR=0.001, weight_decay=5e-4, first=0), Ranks())
-        self.plan = data.Plan(len(images), arguments.batchSize, 1, True, limit=arguments.batchSize * arguments.steps)
+        self.plan = Plan(len(images), arguments.batchSize, 1, True, limit=arguments.batchSize * arguments.steps)
         pipeline = Pipeline(augmentation.parse(steps), *sizes, seed=1)
         self.loader = data.loader(images, pipeline, self.plan, device, workers=arguments.nThreads, start_method="forkserver")
         self.classes = len(images.classes)

@@ -18,6 +18,7 @@ import augmentation
 import data
 from datasets import arrays, folder, synthetic
 from datasets.images import Names
+from plan import Plan
 from transforms import Pipeline
 from utils import Refused
 
@@ -166,7 +167,7 @@ def test_made_up_images_are_always_the_same() -> None:
 @pytest.mark.parametrize(("count", "batch", "limit"), [(1, 4, None), (10, 4, None), (9, 4, None), (100, 7, 33), (5, 8, 50)])
 def test_every_image_is_in_one_batch_of_one_rank(count: int, batch: int, limit: int | None, world: int) -> None:
     for shuffle in (False, True):
-        plans = [data.Plan(count, batch, 1, shuffle, limit, rank, world) for rank in range(world)]
+        plans = [Plan(count, batch, 1, shuffle, limit, rank, world) for rank in range(world)]
         seen = np.concatenate([plan.indices(3, number) for plan in plans for number in range(len(plan))])
         assert (np.concatenate([part for plan in plans for part in plan.epoch(3)]) == seen).all()
         assert len(seen) == len(set(seen.tolist())) == plans[0].images
@@ -176,8 +177,8 @@ def test_every_image_is_in_one_batch_of_one_rank(count: int, batch: int, limit: 
 
 
 def test_ranks_share_the_batches_of_one_rank() -> None:
-    alone = data.Plan(100, 8, 5, True)
-    shares = [data.Plan(100, 8, 5, True, None, rank, 3) for rank in range(3)]
+    alone = Plan(100, 8, 5, True)
+    shares = [Plan(100, 8, 5, True, None, rank, 3) for rank in range(3)]
     for number in range(len(alone)):
         together = np.concatenate([share.indices(1, number) for share in shares])
         assert sorted(together.tolist()) == sorted(alone.indices(1, number).tolist())
@@ -185,16 +186,16 @@ def test_ranks_share_the_batches_of_one_rank() -> None:
 
 def test_limit_takes_of_every_class() -> None:
     labels = np.repeat(np.arange(10), 100)
-    plan = data.Plan(1000, 50, limit=200)
+    plan = Plan(1000, 50, limit=200)
     seen = np.concatenate([plan.indices(0, number) for number in range(len(plan))])
     assert np.bincount(labels[seen], minlength=10).min() >= 8
-    again = data.Plan(1000, 50, 9, True, 200)
+    again = Plan(1000, 50, 9, True, 200)
     assert {*np.concatenate([again.indices(4, number) for number in range(len(again))]).tolist()} == {*seen.tolist()}
 
 
 def batches(images, workers: int, epoch: int, start: int = 0, **more):
     steps = augmentation.parse("crop,flip,jitter:0.4")
-    plan = data.Plan(len(images), 5, 2, True)
+    plan = Plan(len(images), 5, 2, True)
     source = data.loader(images, Pipeline(steps, 20, 16, seed=2), plan, CPU, workers=workers, **more)
     return list(source.epoch(epoch, start))
 
@@ -227,7 +228,7 @@ def test_a_cut_image_is_an_error_and_never_replaced(images: Path) -> None:
 
 def test_png_files_are_tested_as_they_are(images: Path) -> None:
     test = folder.folder(str(images), "test", classes=["class 0", "class 1", "class 2"])
-    source = data.loader(test, Pipeline([], 20, 20), data.Plan(len(test), 4), CPU)
+    source = data.loader(test, Pipeline([], 20, 20), Plan(len(test), 4), CPU)
     found = {test.path(i): image for batch in source.epoch(0) for i, image in zip(batch.indices, batch.images, strict=True)}
     path = str(images / "val" / "class 1" / "more.PNG")
     assert (found[path] == 80).all()

@@ -16,12 +16,12 @@ import torchvision
 from common import DATA
 from scipy import stats
 
-import data
 import main
 import prepare
 from datasets import arrays, cifar, folder
 from datasets.fetch import digest_of, fetch
 from datasets.split import split
+from plan import BalancedPlan
 from utils import Refused
 
 
@@ -234,12 +234,12 @@ def test_folders_that_mean_two_things_are_refused(images: Path, tmp_path: Path) 
 
 def test_balanced_draws_are_even_over_classes_and_images() -> None:
     labels = np.repeat([0, 1, 2], [900, 90, 10])
-    plan = data.BalancedPlan(1000, 100, 3, True, labels=labels)
+    plan = BalancedPlan(1000, 100, 3, True, labels=labels)
     drawn = np.concatenate([plan.indices(epoch, number) for epoch in range(9) for number in range(len(plan))])
     assert stats.chisquare(np.bincount(labels[drawn])).pvalue > 1e-3
     rare = np.bincount(drawn[labels[drawn] == 2] - 990, minlength=10)
     assert stats.chisquare(rare).pvalue > 1e-3
-    shares = [data.BalancedPlan(1000, 100, 3, True, None, rank, 3, labels=labels).indices(2, 4) for rank in range(3)]
+    shares = [BalancedPlan(1000, 100, 3, True, None, rank, 3, labels=labels).indices(2, 4) for rank in range(3)]
     assert sorted(np.concatenate(shares)) == sorted(plan.indices(2, 4))
 
 

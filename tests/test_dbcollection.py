@@ -17,6 +17,7 @@ import data
 import prepare
 import utils
 from datasets import dbcollection, folder
+from plan import Plan
 from transforms import Pipeline
 from utils import Refused
 
@@ -74,7 +75,7 @@ def test_digits_are_the_published_ones(storage: str, capsys: pytest.CaptureFixtu
 
 
 def batches(images, workers: int = 0, start: str = "forkserver") -> list:  # type: ignore[no-untyped-def]
-    plan = data.Plan(len(images), 5, 3, True)
+    plan = Plan(len(images), 5, 3, True)
     source = data.loader(images, Pipeline([], 20, 16), plan, torch.device("cpu"), workers=workers, start_method=start)
     return [batch for epoch in range(2) for batch in source.epoch(epoch)]
 

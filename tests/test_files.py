@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data
 import main
 import utils
+import workers
 from datasets import folder, listing
 from run import Run
 from utils import Refused
@@ -123,8 +123,8 @@ def test_a_damaged_listing_is_made_anew(
 
 def test_too_little_shared_memory_is_said_before_a_run() -> None:
     with pytest.raises(Refused, match=r"4 processes need 9 MiB .*--shm-size"):
-        data.check_shared_memory(4, 1 << 20, 8 << 20)
-    data.check_shared_memory(4, 1 << 20, 10 << 20)
+        workers.check_shared_memory(4, 1 << 20, 8 << 20)
+    workers.check_shared_memory(4, 1 << 20, 10 << 20)
 
 
 def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:

@@ -9,6 +9,7 @@ import pytest
 from common import ROOT
 
 import opts
+from arguments import nearest
 
 WRONG = [
     (["--netType", "alexnetbm"], ["--netType", "alexnetbn"]),
@@ -88,8 +89,8 @@ def test_continue_takes_the_run_s_own_options_and_tells_what_changed(tmp_path: P
 
 
 def test_nearest_names() -> None:
-    assert opts.nearest("VGG61", ["vgg16", "alexnet"]) == "; did you mean 'vgg16'?"
-    assert opts.nearest("zzz", ["vgg16"]) == ""
+    assert nearest("VGG61", ["vgg16", "alexnet"]) == "; did you mean 'vgg16'?"
+    assert nearest("zzz", ["vgg16"]) == ""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem)

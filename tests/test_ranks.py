@@ -14,7 +14,7 @@ from common import ROOT
 from rig import OPTIONS
 
 import checkpoint
-import data
+from plan import Plan
 from randomness import shuffled
 
 CHILD = ROOT / "tests" / "campaigns" / "parity_child.py"
@@ -93,13 +93,13 @@ def test_a_bad_image_on_one_rank_ends_all(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("world", [1, 3, 64, 4096])
 def test_every_rank_of_any_number_has_its_share(world: int) -> None:
     count = 10**9 + 7
-    plans = [data.Plan(count, 8192, 1, True, rank=rank, world=world) for rank in range(world)]
+    plans = [Plan(count, 8192, 1, True, rank=rank, world=world) for rank in range(world)]
     number = len(plans[0]) // 2
     parts = [plan.indices(3, number) for plan in plans]
     sizes = [len(part) for part in parts]
     assert sum(sizes) == 8192
     assert max(sizes) - min(sizes) <= 1
-    whole = data.Plan(count, 8192, 1, True).indices(3, number)
+    whole = Plan(count, 8192, 1, True).indices(3, number)
     assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(whole))
     assert len(np.unique(whole)) == 8192
     last = [plan.indices(3, len(plan) - 1) for plan in plans]
@@ -108,7 +108,7 @@ def test_every_rank_of_any_number_has_its_share(world: int) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 7, 100])
 def test_an_epoch_over_all_ranks_has_every_image_once(world: int) -> None:
-    plans = [data.Plan(10_007, 128, 4, True, rank=rank, world=world) for rank in range(world)]
+    plans = [Plan(10_007, 128, 4, True, rank=rank, world=world) for rank in range(world)]
     every = np.concatenate([part for plan in plans for part in plan.epoch(2)])
     assert np.array_equal(np.sort(every), np.arange(10_007))
 

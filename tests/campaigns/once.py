@@ -11,6 +11,7 @@ from rig import scratch, script
 import data
 import metrics
 from datasets.images import ArrayImages
+from plan import Plan
 from ranks import Ranks
 from transforms import Pipeline
 
@@ -26,7 +27,7 @@ def counted(rank: int, world: int, place: str) -> None:
     found = []
     for count in range(1, MOST + 1):
         images = ArrayImages(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.zeros(count).long().numpy(), ["a", "b"], "")
-        plan = data.Plan(count, 7, rank=rank, world=world)
+        plan = Plan(count, 7, rank=rank, world=world)
         loader = data.loader(images, Pipeline([], 8, 8), plan, torch.device("cpu"))
         sums, indices = metrics.Sums(torch.device("cpu")), []
         for batch in loader.epoch(0):

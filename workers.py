@@ -1,0 +1,130 @@
+"""The processes that read image files: what each does, how it starts and ends."""
+
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from datasets import decode
+from datasets.images import FileImages
+from plan import Plan
+from transforms import Pipeline
+from utils import Refused, keep_memory
+
+PREFETCHED = 2  # batches a process has under way: DataLoader's default
+
+
+class Task(NamedTuple):
+    epoch: int
+    number: int
+
+
+class Tasks(Sampler[Task]):
+    """What the workers are to do in the next pass."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+class Reader(Dataset):
+    """Runs in a worker: reads and decodes whole batches. What is bad comes back as (index, path, reason).
+
+    finishes: it runs the pipeline's later steps too, where the device is the CPU; a GPU does them itself.
+    """
+
+    def __init__(self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool) -> None:
+        self.images, self.pipeline, self.plan, self.finishes = images, pipeline, plan, finishes
+
+    def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, list[tuple[int, str, str]]]:
+        """Return images (N, 3, S, S) uint8, their indices (N,) int64, and the bad ones."""
+        indices = self.plan.indices(task.epoch, task.number)
+        files: list[bytes] = []
+        sizes: list[tuple[int, int]] = []
+        good: list[int] = []
+        bad: list[tuple[int, str, str]] = []
+        for index in indices.tolist():
+            try:
+                content = self.images.read(index)
+                sizes.append(decode.size(content))
+                files.append(content)
+                good.append(index)
+            except (OSError, ValueError) as error:
+                bad.append((index, self.images.path(index), _reason(error)))
+        images, kept = self._decode(files, np.array(sizes, np.int64).reshape(-1, 2), np.array(good, np.int64), task.epoch, bad)
+        if self.finishes:
+            images = self.pipeline.finish(images, self.pipeline.draws(task.epoch, kept))
+        return images, torch.from_numpy(kept), bad
+
+    def _decode(
+        self, files: list[bytes], sizes: np.ndarray, indices: np.ndarray, epoch: int, bad: list[tuple[int, str, str]]
+    ) -> tuple[Tensor, np.ndarray]:
+        side = self.pipeline.crop_size
+        window = self.pipeline.windows(sizes[:, 0], sizes[:, 1], epoch, indices)
+        # Channels last, as decoders give them and convolutions on a CPU like them.
+        parts = window.box.shape[1:-1]  # (), or (5,) for ten-crop testing
+        images = torch.empty(len(files), *parts, side, side, 3, dtype=torch.uint8).movedim(-1, -3)
+        keep = np.ones(len(files), bool)
+        for place, content in enumerate(files):
+            try:
+                images[place] = decode.windows(
+                    content, window.box[place], side, whole=window.whole, headroom=window.headroom,
+                    interpolation=self.pipeline.interpolation,
+                )  # fmt: skip
+            except ValueError as error:
+                index = int(indices[place])
+                bad.append((index, self.images.path(index), _reason(error)))
+                keep[place] = False
+        return (images, indices) if keep.all() else (images[torch.from_numpy(keep)], indices[keep])
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+
+
+def start_worker(_: int) -> None:
+    """Shield a worker: a signal to the whole group is the main process's to answer, which then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    keep_memory()
+
+
+def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:
+    """Raise Refused where /dev/shm cannot hold the batches that are under way: a process would die of a bus error.
+
+    batch: bytes of one; each process has PREFETCHED of them under way, and one is in use.
+    """
+    if free is None:
+        try:
+            free = shutil.disk_usage("/dev/shm").free
+        except OSError:
+            return
+    needed = (workers * PREFETCHED + 1) * batch
+    if needed > free:
+        raise Refused(
+            f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} processes need {needed / 2**20:.0f} MiB for their batches: "
+            "enlarge it (docker run --shm-size), or lower --nThreads or --batchSize; --nThreads 0 needs none"
+        )
+
+
+def end_workers() -> None:
+    """Kill the loader's processes: they ignore the signals that end this one."""
+    processes = multiprocessing.active_children()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a worker's death for an error
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    signal.signal(signal.SIGCHLD, before)
