@@ -73,6 +73,11 @@ class Pipeline:
         return Pipeline(self.all_steps, self.image_size, self.crop_size, seed=self.seed, interpolation=self.interpolation)
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """The axes before a part's own: none, or (5,) in ten-crop testing."""
+        return (5,) if self.ten else ()
+
+    @property
     def varied(self) -> bool:
         """True where each image is resized by another factor."""
         return "resizedcrop" in self.window_steps or "scale" in self.window_steps

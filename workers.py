@@ -1,5 +1,6 @@
 """The processes that read image files: what each does, how it starts and ends."""
 
+import math
 import multiprocessing
 import shutil
 import signal
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from datasets import decode
 from datasets.images import FileImages
@@ -17,6 +18,7 @@ from plan import Plan
 from transforms import Pipeline
 from utils import Refused, keep_memory
 
+AT_ONCE = 16  # images that are worked on together: they stay in the processor's cache
 PREFETCHED = 2  # batches a process has under way: DataLoader's default
 
 
@@ -50,43 +52,48 @@ class Reader(Dataset):
     def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, list[tuple[int, str, str]]]:
         """Return images (N, 3, S, S) uint8, their indices (N,) int64, and the bad ones."""
         indices = self.plan.indices(task.epoch, task.number)
+        side = self.pipeline.crop_size
+        batch = _shared(len(indices), *self.pipeline.parts, side, side, 3).movedim(-1, -3)
+        kept: list[int] = []
+        bad: list[tuple[int, str, str]] = []
+        for start in range(0, len(indices), AT_ONCE):
+            self._read(indices[start : start + AT_ONCE], task.epoch, batch, kept, bad)
+        return batch[: len(kept)], torch.tensor(kept, dtype=torch.int64), bad
+
+    def _read(self, indices: np.ndarray, epoch: int, batch: Tensor, kept: list[int], bad: list[tuple[int, str, str]]) -> None:
+        """Read some images into the next free places of the batch."""
         files: list[bytes] = []
         sizes: list[tuple[int, int]] = []
-        good: list[int] = []
-        bad: list[tuple[int, str, str]] = []
+        found: list[int] = []
         for index in indices.tolist():
             try:
                 content = self.images.read(index)
                 sizes.append(decode.size(content))
                 files.append(content)
-                good.append(index)
+                found.append(index)
             except (OSError, ValueError) as error:
                 bad.append((index, self.images.path(index), _reason(error)))
-        images, kept = self._decode(files, np.array(sizes, np.int64).reshape(-1, 2), np.array(good, np.int64), task.epoch, bad)
-        if self.finishes:
-            images = self.pipeline.finish(images, self.pipeline.draws(task.epoch, kept))
-        return images, torch.from_numpy(kept), bad
-
-    def _decode(
-        self, files: list[bytes], sizes: np.ndarray, indices: np.ndarray, epoch: int, bad: list[tuple[int, str, str]]
-    ) -> tuple[Tensor, np.ndarray]:
-        side = self.pipeline.crop_size
-        window = self.pipeline.windows(sizes[:, 0], sizes[:, 1], epoch, indices)
-        # Channels last, as decoders give them and convolutions on a CPU like them.
-        parts = window.box.shape[1:-1]  # (), or (5,) for ten-crop testing
-        images = torch.empty(len(files), *parts, side, side, 3, dtype=torch.uint8).movedim(-1, -3)
-        keep = np.ones(len(files), bool)
-        for place, content in enumerate(files):
+        first = len(kept)
+        window = self.pipeline.windows(*np.array(sizes, np.int64).reshape(-1, 2).T, epoch, np.array(found, np.int64))
+        for index, content, box in zip(found, files, window.box, strict=True):
             try:
-                images[place] = decode.windows(
-                    content, window.box[place], side, whole=window.whole, headroom=window.headroom,
+                batch[len(kept)] = decode.windows(
+                    content, box, self.pipeline.crop_size, whole=window.whole, headroom=window.headroom,
                     interpolation=self.pipeline.interpolation,
                 )  # fmt: skip
+                kept.append(index)
             except ValueError as error:
-                index = int(indices[place])
                 bad.append((index, self.images.path(index), _reason(error)))
-                keep[place] = False
-        return (images, indices) if keep.all() else (images[torch.from_numpy(keep)], indices[keep])
+        if self.finishes and self.pipeline.steps:
+            images = batch[first : len(kept)]
+            images.copy_(self.pipeline.finish(images, self.pipeline.draws(epoch, np.array(kept[first:], np.int64))))
+
+
+def _shared(*shape: int) -> Tensor:
+    """Return room for a batch, uint8: in a worker in shared memory, where it would be copied to otherwise."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plan import Plan
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import h5py
@@ -28,6 +26,7 @@ from benchmark import timing
 from datasets import cifar, dbcollection, synthetic
 from datasets.images import ArrayImages
 from model import Normalise
+from plan import Plan
 from preparation.index import LIBVER, text
 from transforms import Pipeline
 

@@ -10,6 +10,7 @@ import argparse
 import io
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,8 +18,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from plan import Plan
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,6 +31,7 @@ import utils
 from benchmark import timing
 from datasets import dbcollection, decode, folder
 from datasets.images import FileImages
+from plan import Plan
 from preparation import index as indexing
 from transforms import Pipeline
 
@@ -68,15 +68,26 @@ def theirs(images: FileImages, arguments: argparse.Namespace, *, train: bool) ->
         yield from source
 
 
-def ceiling(images: FileImages, processes: int) -> float:
-    """Return the images a second that so many processes decode when they do nothing else."""
+def outside(name: str, python: str, root: str, arguments: argparse.Namespace) -> list[float]:
+    """Return the seconds a batch of a loader that needs an environment of its own."""
+    script = str(Path(__file__).parent / "peers" / f"{name}_loader.py")
+    more = ["resizedcrop"] if "resizedcrop" in arguments.augment else []
+    command = [python, script, root, str(arguments.nThreads), str(arguments.epochs), *more]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise utils.Refused(f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+    return [float(result.stdout.split()[-1])]
+
+
+def ceiling(images: FileImages, processes: int) -> list[float]:
+    """Return the seconds a batch that so many processes take to decode when they do nothing else."""
     shares = [range(start, len(images), max(1, processes)) for start in range(max(1, processes))]
     context = multiprocessing.get_context("fork")
     with context.Pool(len(shares), utils.keep_memory) as pool:
         pool.map(partial(_decode, images), [share[:8] for share in shares])
         started = time.perf_counter()
         pool.map(partial(_decode, images), shares, chunksize=1)
-        return len(images) / (time.perf_counter() - started)
+        return [(time.perf_counter() - started) / len(images) * BATCH]
 
 
 def _decode(images: FileImages, share: range) -> None:
@@ -106,7 +117,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="of the folder at most, a repetition (default: 2)")
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
     parser.add_argument("--augment", default="crop,flip", help="training augmentations (default: crop,flip)")
-    parser.add_argument("--peer", choices=["torchvision"], help="measure the usual loader in the same run")
+    parser.add_argument(
+        "--peer", nargs="+", default=[], metavar="NAME", help="measure in the same run: torchvision, and dali=PYTHON and "
+        "ffcv=PYTHON, where PYTHON is that of an environment which has it (see benchmark/peers)",
+    )  # fmt: skip
     parser.add_argument("--tune", action="store_true", help="find the best number of processes instead")
     parser.add_argument("--plot", help="picture of the figures")
     parser.add_argument("--json", help="file for the figures")
@@ -127,13 +141,16 @@ def run(arguments: argparse.Namespace, root: str) -> None:
             source = indexed(root, arguments.index, part) if kind == "disk" else images
             batches = partial(ours, source, arguments, train=part == "train")
             ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
-        if arguments.peer:
-            ways[f"{part} {arguments.peer}"] = partial(
+        ways[f"{part} decoding"] = partial(ceiling, images, arguments.nThreads)
+        if "torchvision" in arguments.peer:
+            ways[f"{part} torchvision"] = partial(
                 measure, partial(theirs, images, arguments, train=part == "train"), arguments.batches
             )
+    for name, _, python in (peer.partition("=") for peer in arguments.peer if "=" in peer):
+        ways[f"train {name}"] = partial(outside, name, python, root, arguments)
     runs = timing.alternate(ways, arguments.repetitions)
     figures = {name: timing.summary(found) for name, found in runs.items()}
-    limits = {part: ceiling(images, arguments.nThreads) for part, images in parts.items()}
+    limits = {part: BATCH / figures.pop(f"{part} decoding")["seconds_per_batch"] for part in parts}
     rows = [["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]]
     for name, figure in figures.items():
         part = name.split()[0]

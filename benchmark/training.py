@@ -15,8 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from plan import Plan
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
@@ -31,6 +29,7 @@ import utils
 from benchmark import timing
 from metrics import Criterion, Sums
 from optimizer import Updater, optimizer
+from plan import Plan
 from ranks import Ranks
 from schedule import schedule
 from transforms import Pipeline

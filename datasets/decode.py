@@ -93,11 +93,11 @@ def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: 
     columns = _axis(left, right, side, images.shape[3], reach)
     rows = _axis(top, bottom, side, images.shape[2], reach)
     part = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
-    if part.stride(1) == 1 and part.shape[1] > 1:  # as decoders give it: resized and stored twice as fast without gaps
-        part = part.contiguous(memory_format=torch.channels_last)
     if rows.scale == 1 and columns.scale == 1:
         result = part[:, :, : rows.count, : columns.count]
     else:
+        if part.stride(1) == 1 and part.shape[1] > 1:  # as decoders give it: resized twice as fast without gaps
+            part = part.contiguous(memory_format=torch.channels_last)
         resize = KERNELS[interpolation]
         result = resize(part, [rows.count, columns.count], False, 1 / rows.scale, 1 / columns.scale)
     result = result[:, :, rows.skip :, columns.skip :]
