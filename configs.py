@@ -23,7 +23,7 @@ import model
 import training
 import utils
 from datasets.fetch import digest_of, fetch
-from datasets.images import FileImages, titles
+from datasets.images import FileImages, Limits, titles
 from logger import Logger
 from models import NETWORKS, OURS
 from models.layers import SMALL
@@ -104,6 +104,10 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
         more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
     train = data.open_images(options.dataset, options.data_dir, "train", **more)
     test = data.open_images(options.dataset, options.data_dir, "test", classes=train.classes, **more)
+    limits = Limits(options.maxMegabytes << 20, options.maxMegapixels * 10**6, options.followLinks)
+    for images in (train, test):
+        if isinstance(images, FileImages):
+            images.limits = limits
     absent = sorted(set(range(len(train.classes))) - set(np.unique(test.labels).tolist()))
     if absent:
         names = ", ".join(utils.printable(train.classes[label]) for label in absent[:5])

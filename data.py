@@ -15,8 +15,8 @@ from datasets import DATASETS
 from datasets.images import ArrayImages, FileImages
 from plan import Batch, Chosen, Plan
 from transforms import Pipeline
-from utils import Failed, Refused, printable
-from workers import Reader, Task, Tasks, check_shared_memory, start_worker
+from utils import Refused, printable
+from workers import Deaths, LostWorker, Reader, Task, Tasks, check_shared_memory, start_worker
 
 Images = ArrayImages | FileImages
 RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
@@ -79,7 +79,7 @@ class FileLoader:
         self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
         self.skip, self.bad = skip, dict[int, tuple[str, str]]()  # bad images by number: path and reason
         self.labels = torch.from_numpy(images.labels)
-        self.tasks = Tasks()
+        self.tasks, self.deaths, self.timeout = Tasks(), Deaths(), timeout
         if workers:
             check_shared_memory(workers, min(plan.batch, max(1, plan.images)) * 3 * pipeline.crop_size**2)
         many: dict[str, Any] = {}
@@ -94,6 +94,7 @@ class FileLoader:
             if workers:
                 # Start them now: a fork later, beside a thread that writes a checkpoint, can inherit a held lock.
                 iter(self.loader)
+                self.deaths = Deaths.watched()
 
     def _make(self, workers: int, many: dict[str, Any]) -> DataLoader:
         reader = Reader(self.images, self.pipeline, self.plan, finishes=self.device.type == "cpu")
@@ -126,13 +127,20 @@ class FileLoader:
         return Reader(self.images, self.pipeline.alone(), plan, finishes=False)[Task(0, 0)][0]
 
     def _read(self) -> Iterator[Any]:
-        try:
-            yield from self.loader
-        except RuntimeError as error:
-            text = str(error)
-            if "DataLoader" not in text:
-                raise
-            raise Failed(f"a process that reads images died or hangs: {text.splitlines()[0]}") from None
+        batches: Any = None
+        for _ in self.tasks.tasks:
+            try:
+                with self.deaths.raised(self.timeout):
+                    batches = batches or iter(self.loader)
+                    batch = next(batches)
+            except RuntimeError as error:
+                text = str(error)
+                if "DataLoader" not in text:
+                    raise
+                raise LostWorker(
+                    f"a process that reads images has ended or hangs, as if killed or out of memory: {text.splitlines()[0]}"
+                ) from None
+            yield batch
 
 
 def loader(images: Images, pipeline: Pipeline, plan: Plan, device: torch.device, **settings: Any) -> ArrayLoader | FileLoader:

@@ -65,7 +65,7 @@ def train(run: Run, network: nn.Module, loader: Any, updater: Updater, criterion
     sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device, run.ranks)
     classes = len(loader.images.classes)
     batches = loader.epoch(progress.epoch, progress.batch)
-    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", loader.plan.left(progress.batch)):
+    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", loader.plan.left(progress.batch), sums):
         updater.begin(run.share(len(loader)))
         images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
         loss, logits = gradients(run, network, updater, criterion, images, targets, batch.total)
@@ -103,7 +103,7 @@ def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, 
     """Test on every image once; return the figures. A signal saves what was trained: the test is then done again."""
     network.eval()
     sums, scores, labels, indices = Sums(run.device), [], [], []
-    for batch in run.watch(loader.epoch(0), "test", loader.plan.images):
+    for batch in run.watch(loader.epoch(0), "test", loader.plan.images, trained):
         with run.autocast():
             logarithms = log_probabilities(network, batch.images)  # (N, K)
         loss = F.nll_loss(logarithms, batch.labels, reduction="sum") / max(1, len(batch.labels))

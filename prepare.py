@@ -83,8 +83,8 @@ def describe(part: str, images: FileImages) -> None:
             lengths.append(length)
     for index in () if known else np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
         try:
-            content = images.read(index)
-            sizes.append(decode.size(content))
+            content, size = images.sized(index)
+            sizes.append(size)
             lengths.append(len(content))
             formats[decode.kind(content)] += 1
         except (OSError, ValueError) as error:

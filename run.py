@@ -26,7 +26,7 @@ from process import Signals, Stopped, clear_folder
 from ranks import Ranks, together
 from report import Report
 from utils import Arriving, Failed, Refused
-from workers import end_workers
+from workers import LostWorker, end_workers
 
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "dbcollection", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
@@ -121,8 +121,18 @@ class Run:
         """Return the context of a forward pass."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
-    def watch(self, batches: Iterable[Any], title: str, total: int) -> Iterator[Any]:
-        """Yield batches with a progress bar of `total` images; keep time."""
+    def watch(self, batches: Iterable[Any], title: str, total: int, trained: Sums) -> Iterator[Any]:
+        """Yield batches with a progress bar of `total` images; keep time. Saves what is trained if a worker is lost."""
+        try:
+            yield from self._timed(batches, title, total)
+        except LostWorker as error:
+            if self.ranks.world > 1 or not self.parts:
+                raise
+            self.save(trained)
+            self.saver.wait()
+            raise Failed(f"{error}; step {self.progress.step} is saved: go on with {self.resume_command}") from None
+
+    def _timed(self, batches: Iterable[Any], title: str, total: int) -> Iterator[Any]:
         clock = self.clock = Clock()
         with self.logger.bar(title, total) as bar:
             last = time.perf_counter()

@@ -1,11 +1,13 @@
 """The processes that read image files: what each does, how it starts and ends."""
 
+import contextlib
 import math
 import multiprocessing
 import shutil
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from datasets import decode
 from datasets.images import FileImages
 from plan import Plan
 from transforms import Pipeline
-from utils import Refused, keep_memory
+from utils import Failed, Refused, keep_memory
 
 AT_ONCE = 16  # images that are worked on together: they stay in the processor's cache
 PREFETCHED = 2  # batches a process has under way: DataLoader's default
@@ -67,14 +69,15 @@ class Reader(Dataset):
         found: list[int] = []
         for index in indices.tolist():
             try:
-                content = self.images.read(index)
-                sizes.append(decode.size(content))
+                content, size = self.images.sized(index)
+                sizes.append(size)
                 files.append(content)
                 found.append(index)
             except (OSError, ValueError) as error:
                 bad.append((index, self.images.path(index), _reason(error)))
         first = len(kept)
-        window = self.pipeline.windows(*np.array(sizes, np.int64).reshape(-1, 2).T, epoch, np.array(found, np.int64))
+        widths, heights = np.array(sizes, np.int64).reshape(-1, 2).T
+        window = self.pipeline.windows(widths, heights, epoch, np.array(found, np.int64))
         for index, content, box in zip(found, files, window.box, strict=True):
             try:
                 batch[len(kept)] = decode.windows(
@@ -124,6 +127,63 @@ def check_shared_memory(workers: int, batch: int, free: int | None = None) -> No
             f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} processes need {needed / 2**20:.0f} MiB for their batches: "
             "enlarge it (docker run --shm-size), or lower --nThreads or --batchSize; --nThreads 0 needs none"
         )
+
+
+class LostWorker(Failed):
+    """A reading process is gone; what was trained until then is whole."""
+
+
+class Deaths:
+    """Turns the death of a reading process into an error where the next batch is awaited, and nowhere else.
+
+    torch raises it wherever the main process happens to be, also halfway through a step.
+    """
+
+    def __init__(self, theirs: Any = None) -> None:
+        self.theirs = theirs  # torch's handler
+        self.waiting = self.pending = False
+
+    @classmethod
+    def watched(cls) -> "Deaths":
+        """Return the one of this process, which begins once torch has set its handler."""
+        now = signal.getsignal(signal.SIGCHLD)
+        known = getattr(now, "__self__", None)
+        if isinstance(known, cls):
+            return known
+        if not callable(now):
+            return cls()
+        deaths = cls(now)
+        signal.signal(signal.SIGCHLD, deaths._on_death)
+        signal.signal(signal.SIGALRM, deaths._on_alarm)
+        return deaths
+
+    def _on_death(self, number: int, frame: FrameType | None) -> None:
+        if self.waiting:
+            self.theirs(number, frame)
+        self.pending = True
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self.waiting:
+            raise RuntimeError("DataLoader: no batch has come in time")
+
+    @contextlib.contextmanager
+    def raised(self, timeout: int) -> Iterator[None]:
+        """Raise RuntimeError in here, if a process has died or dies, or after `timeout` seconds and one more.
+
+        DataLoader's own timeout does not help where a process stops halfway through a message.
+        """
+        self.waiting = True
+        try:
+            if self.theirs is not None:
+                signal.setitimer(signal.ITIMER_REAL, timeout + 1)
+            if self.pending and self.theirs is not None:
+                self.pending = False
+                self.theirs(signal.SIGCHLD, None)
+            yield
+        finally:
+            self.waiting = False
+            if self.theirs is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def end_workers() -> None:

@@ -140,7 +140,7 @@ def set_of(file: File, part: str) -> str:
         for name in SETS[part]:
             if file.has(f"{above}{name}"):
                 return f"{above}{name}"
-    found = ", ".join(printable(name) for name in file.handle()) or "nothing"
+    found = ", ".join(printable(name) for name in file.names()) or "nothing"
     raise Refused(f"{file.path} has no set {' or '.join(SETS[part])}, it has: {found}: it is no classification file")
 
 

@@ -17,21 +17,25 @@ from torch import Tensor
 
 JPEG = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MOST_PIXELS = 200_000_000  # of an image: 600 MB when decoded
 SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filter, in pixels of the result
 KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
 NEAR = 1 / 64  # pixels by which a window may be shifted: 0.2 grey levels at most on a typical edge
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Return width and height in pixels from the file's header. Raises ValueError with the reason."""
+def size(data: bytes, most: int = MOST_PIXELS) -> tuple[int, int]:
+    """Return width and height in pixels from the file's header. Raises ValueError with the reason; `most`: pixels."""
     try:
         if data.startswith(JPEG):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            return width, height
-        with _open(data) as image:
-            return image.size
+        else:
+            with _open(data) as image:
+                width, height = image.size
     except Exception as error:  # decoders raise anything on strange bytes; each means the same
         raise ValueError(_reason(error, data)) from None
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels are more than the {most} allowed: raise --maxMegapixels")
+    return width, height
 
 
 def kind(data: bytes) -> str:
@@ -48,6 +52,8 @@ def kind(data: bytes) -> str:
 def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
     """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most. Raises ValueError with the reason.
 
+    How large an image may be is `size`'s to say, which comes first.
+
     Greys and palettes become RGB, alpha is dropped, 16-bit greys are divided by 257.
     """
     try:
@@ -56,8 +62,9 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
             if decoded is not None:
                 return decoded
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("error", UserWarning)  # a decoder's doubts about the content
+            warnings.filterwarnings("ignore", "Palette images with Transparency")  # alpha is dropped
             with _open(data) as image:
                 return _to_rgb(image)
     except Exception as error:
@@ -156,6 +163,7 @@ def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
 
 
 def _open(data: bytes) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own, lower limit: `size` has ours
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 

@@ -94,9 +94,23 @@ class File:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
 
     def has(self, name: str) -> bool:
-        parent, _, last = name.strip("/").rpartition("/")
-        node = self.handle().get(parent) if parent else self.handle()
-        return isinstance(node, h5py.Group) and last in node
+        """Return whether the file itself, not another through a link, has something of this name. Raises Refused."""
+        node: Any = self.handle()
+        try:
+            for part in name.strip("/").split("/"):
+                if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
+                    return False
+                node = node[part]
+        except (KeyError, OSError, RuntimeError, ValueError) as error:
+            raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
+        return True
+
+    def names(self) -> list[str]:
+        """Return what the file holds at its root. Raises Refused."""
+        try:
+            return list(self.handle())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise Refused(f"{self.path} cannot be read: {_reason(error)}") from None
 
     def strings(self, name: str) -> list[str]:
         """Return the strings of a dataset, a row each; one string alone is stored as (length,)."""

@@ -4,14 +4,13 @@ import csv
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from datasets import decode
 from utils import Refused
-
-MOST_BYTES = 256 << 20  # of one image file: far above any photograph, far below what would fill a machine's memory
 
 
 @dataclass
@@ -59,6 +58,15 @@ class Names(Sequence[str]):
         return os.fsdecode(self.blob[start : self.ends[index]].tobytes())
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What of a file is read at all. links: also where a link leads out of the images' folder."""
+
+    bytes: int = 256 << 20  # far above any photograph, far below what would fill a machine's memory
+    pixels: int = decode.MOST_PIXELS
+    links: bool = False
+
+
 @dataclass
 class FileImages:
     """One file an image. names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names."""
@@ -67,6 +75,8 @@ class FileImages:
     labels: np.ndarray
     classes: list[str]
     where: str
+    limits: Limits = Limits()
+    inside: dict[str, bool] = field(default_factory=dict, repr=False)  # folders of images: whether they lie in `where`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,15 +85,38 @@ class FileImages:
         return os.path.join(self.where, self.names[index])
 
     def read(self, index: int) -> bytes:
-        """Return the file's bytes. Raises OSError, ValueError where it is no regular file or too large."""
+        """Return the file's bytes. Raises OSError, ValueError where it may not be read."""
         path = self.path(index)
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            if not self.limits.links:
+                self._stay_inside(path)
+            status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device act
             raise ValueError("not a regular file")
-        if status.st_size > MOST_BYTES:
-            raise ValueError(f"{status.st_size} bytes are more than the {MOST_BYTES} allowed")
+        if status.st_size > self.limits.bytes:
+            raise ValueError(f"{status.st_size} bytes are more than the {self.limits.bytes} allowed: raise --maxMegabytes")
+        folder = os.path.dirname(path)
+        if folder not in self.inside:
+            if not self.limits.links:
+                self._stay_inside(folder)
+            self.inside[folder] = True
         with open(path, "rb", buffering=0) as file:
             return file.read()
+
+    def sized(self, index: int) -> tuple[bytes, tuple[int, int]]:
+        """Return the file's bytes, and width and height in pixels. Raises OSError, ValueError as `read`."""
+        content = self.read(index)
+        return content, decode.size(content, self.limits.pixels)
+
+    def _stay_inside(self, path: str) -> None:
+        """Raise ValueError where a link leads from the images' folder to outside of it."""
+        root = os.path.abspath(self.where)
+        if not os.path.abspath(path).startswith(root):
+            return  # named so by who knows the files: it is not a link that leads there
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root):
+            raise ValueError(f"a link to {real}, outside of {self.where}: --followLinks reads such")
 
 
 def titles(images: "ArrayImages | FileImages") -> list[str]:

@@ -30,8 +30,7 @@ def look(images: FileImages, index: int) -> Looked:
     """Read and decode one image."""
     name, content, width, height = images.names[index], b"", 0, 0
     try:
-        content = images.read(index)
-        width, height = decode.size(content)
+        content, (width, height) = images.sized(index)
         decode.pixels(content)
         reason = ""
     except (OSError, ValueError) as error:

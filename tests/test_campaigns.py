@@ -15,7 +15,7 @@ import pytest
 import rank_signals
 import restarts
 import signals
-import workers
+import worker_counts
 
 from models import OURS
 
@@ -30,7 +30,7 @@ def test_kill() -> None:
 
 
 def test_workers() -> None:
-    assert workers.run()["equal"] == len(workers.WAYS)
+    assert worker_counts.run()["equal"] == len(worker_counts.WAYS)
 
 
 def test_damage() -> None:

@@ -14,7 +14,7 @@ import pytest
 import rig
 import signals
 import torch
-import workers
+import worker_counts
 
 import checkpoint
 from utils import Failed, whole_file
@@ -27,7 +27,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_whole_one() -> None:
 
 
 def test_workers_and_prefetching_change_no_sample_and_no_pixel() -> None:
-    assert workers.run(4, seed=2)["equal"] == 4
+    assert worker_counts.run(4, seed=2)["equal"] == 4
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used() -> None:

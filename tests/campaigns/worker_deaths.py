@@ -1,0 +1,63 @@
+"""Kill, or stop for good, one of the processes that read images: a named error in time, a checkpoint, nothing left over."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rig import Child, checkpoint, fingerprint, finish, image_options, make_images, run_folder, scratch, script
+
+SOON, TIMEOUT = 1.0, 3  # seconds to the error after a kill; --timeout of the trials that stop a process
+
+
+def children(pid: int) -> list[int]:
+    """Return the process numbers of a process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
+    """Stop a process in every sixth trial, kill one in the others."""
+    pick = random.Random(seed)
+    counts = dict.fromkeys(("trials", "killed", "stopped", "named_in_time", "saved", "equal", "orphans"), 0)
+    slowest = {"killed": 0.0, "stopped": 0.0}
+    shared = set(os.listdir("/dev/shm"))
+    with scratch() as base:
+        images = make_images(base / "images")
+        more = ["--nThreads", "2", "--nEpochs", "6", "--saveEvery", "10000", "--timeout", str(TIMEOUT)]
+        finish([*image_options(base / "whole", images), *more])
+        expected = fingerprint(base / "whole")
+        for trial in range(trials):
+            how = "stopped" if trial % 6 == 5 else "killed"
+            folder = base / f"trial{trial}"
+            child = Child([*image_options(folder, images), *more])
+            until = pick.randrange(3, 20)
+            while child.alive() and child.steps < until:
+                time.sleep(0.001)
+            found = children(child.pid)
+            victim = pick.choice(found)
+            os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+            started = time.monotonic()
+            status = child.wait(60)
+            took = time.monotonic() - started
+            counts["trials"] += 1
+            counts[how] += 1
+            slowest[how] = max(slowest[how], took)
+            text = child.text()
+            named = "a process that reads images has ended or hangs" in text and "Traceback" not in text
+            counts["named_in_time"] += status == 1 and named and took < (SOON if how == "killed" else TIMEOUT + 2)
+            if took > SOON and how == "killed":
+                print(f"trial {trial}: {took:.2f} s, status {status}: {text[-300:]}", flush=True)
+            newest = checkpoint.newest(run_folder(folder) / "checkpoints")
+            counts["saved"] += newest is not None and newest[1]["progress"]["step"] >= until - 1
+            counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in found)
+            if trial % 6 == 0:  # the run that goes on is the one that was not hurt
+                finish([*image_options(folder, images), *more, "--continue"])
+                counts["equal"] += fingerprint(folder) == expected
+    counts["left_in_shared_memory"] = len(set(os.listdir("/dev/shm")) - shared)
+    return counts | {f"slowest_{how}_seconds": round(took, 2) for how, took in slowest.items()}
+
+
+if __name__ == "__main__":
+    script("6 lost workers", run, 120)
