@@ -224,7 +224,7 @@ def _continued(given: dict[str, Any], parser: Parser) -> Options:
         if not isinstance(stored, dict):
             raise ValueError("it holds no options")
         options = Options(**{name: _stored(name, value) for name, value in stored.items() if name in FIELDS})
-    except (OSError, ValueError, KeyError, TypeError, argparse.ArgumentTypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, argparse.ArgumentTypeError) as error:
         parser.error(f"cannot read {path}: {error}: put it right, or start anew with --overwrite")
     for name, value in given.items():
         if name in stored and stored[name] != value:

@@ -128,7 +128,7 @@ def read_cache(cache_file: str) -> dict[str, Any]:
             f"there is no {cache_file}: process a data set with dbcollection or `python prepare.py index --register`, or give "
             "--dbcollection FILE"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(
             f"{cache_file} is no cache file of dbcollection: {printable(error)}: mend it, or give --dbcollection FILE.h5"
         ) from None

@@ -158,7 +158,7 @@ def _refuse_twins(names: list[str], root: str) -> None:
 def class_folders(root: str) -> list[str]:
     """Return the sorted names of the class folders directly below `root`."""
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not left_out(entry.name))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and not left_out(entry.name))
 
 
 def image_files(
@@ -178,10 +178,17 @@ def image_files(
             if left_out(entry.name):
                 continue
             name = f"{relative}/{entry.name}"
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from image_files(entry.path, name, (*above, real), seen)
             elif entry.name.lower().endswith(ENDINGS):
                 yield name
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it says so
+        return False
 
 
 def left_out(name: str) -> bool:

@@ -3,10 +3,10 @@
 import io
 import json
 import os
+import pickle
 import random
 import resource
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,8 +83,6 @@ def kinds(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
     path.write_bytes(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (40, 8, 8)) + pixels.tobytes())
     found["idx"] = path, path.read_bytes(), lambda path=path: none(arrays.read_idx(path, 3))  # type: ignore[misc]
     path = base / "data_batch_1"
-    import pickle
-
     path.write_bytes(pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, 2))
     found["cifar"] = path, path.read_bytes(), lambda path=path: none(cifar.load_pickle(path))  # type: ignore[misc]
     path = base / "set.h5"
@@ -108,7 +106,7 @@ def none(_: object) -> str:
 
 def stored(path: Path) -> str:
     images = dbcollection.opened("set", str(path), None, "train", "ram")
-    assert len(images.labels) == 6 or not len(images.labels) > 6
+    assert len(images) <= 6
     assert ((images.labels >= 0) & (images.labels < len(images.classes))).all()
     return ""
 
@@ -152,7 +150,7 @@ def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
-    with scratch() as base, tempfile.TemporaryDirectory():
+    with scratch() as base:
         for kind, (path, whole, read) in kinds(base).items():
             own = dict.fromkeys(("trials", "read", "refused", "unnamed", "slow", "crashed", "memory", "signal"), 0)
             number = max(2, trials * SHARES[kind] // sum(SHARES.values()))
@@ -169,11 +167,8 @@ def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
             counts[kind] = own
     for example in examples[:20]:
         print(example)
-    bad = ("unnamed", "slow", "crashed", "memory", "signal")
-    return {
-        "trials": sum(own["trials"] for own in counts.values()),
-        "failures": sum(own[b] for own in counts.values() for b in bad),
-    } | counts
+    failures = sum(own[what] for own in counts.values() for what in ("unnamed", "slow", "crashed", "memory", "signal"))
+    return {"trials": sum(own["trials"] for own in counts.values()), "failures": failures} | counts
 
 
 if __name__ == "__main__":
