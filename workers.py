@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from transforms import Pipeline
 from utils import Failed, Refused, keep_memory
 
 AT_ONCE = 16  # images that are worked on together: they stay in the processor's cache
+LOOK_AGAIN = 0.5  # seconds between two looks at the processes while a batch is awaited
 PREFETCHED = 2  # batches a process has under way: DataLoader's default
 
 
@@ -142,6 +144,7 @@ class Deaths:
     def __init__(self, theirs: Any = None) -> None:
         self.theirs = theirs  # torch's handler
         self.waiting = self.pending = False
+        self.deadline = 0.0
 
     @classmethod
     def watched(cls) -> "Deaths":
@@ -164,7 +167,9 @@ class Deaths:
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self.waiting:
-            raise RuntimeError("DataLoader: no batch has come in time")
+            self.theirs(number, frame)  # again: an error that is raised within a destructor is lost
+            if time.monotonic() > self.deadline:
+                raise RuntimeError("DataLoader: no batch has come in time")
 
     @contextlib.contextmanager
     def raised(self, timeout: int) -> Iterator[None]:
@@ -175,7 +180,8 @@ class Deaths:
         self.waiting = True
         try:
             if self.theirs is not None:
-                signal.setitimer(signal.ITIMER_REAL, timeout + 1)
+                self.deadline = time.monotonic() + timeout + 1
+                signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
             if self.pending and self.theirs is not None:
                 self.pending = False
                 self.theirs(signal.SIGCHLD, None)

@@ -33,10 +33,9 @@ def run(trials: int = 20, seed: int = 1) -> dict[str, Any]:
     with scratch() as base:
         for trial in range(trials):
             images, folder = make_images(base / f"images{trial}", 200), base / f"trial{trial}"
-            bad = {
-                part: pick.sample(sorted((images / part).rglob("*.jpg")), count) for part, count in (("train", 2), ("val", 1))
-            }
-            for path in sum(bad.values(), []):
+            train, test = (sorted((images / part).rglob("*.jpg")) for part in ("train", "val"))
+            bad = [*pick.sample(train, 2), *pick.sample(test, 1)]
+            for path in bad:
                 spoil(path, pick)
             options = [*image_options(folder, images), "--nEpochs", "2", "--nThreads", str(trial % 3)]
             refused = Child([*options, "--expID", "strict"])

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import tarfile
 import time
 import zipfile
@@ -20,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from PIL import Image
 from rig import checkpoint, scratch, script
 
 import model
@@ -47,8 +49,6 @@ class Call:
 
 def calls(canary: Path) -> list[Call]:
     """Return objects that touch the canary as they are unpickled."""
-    import subprocess
-
     touch = f"touch {canary}.touched"
     code = f"open({str(canary) + '.touched'!r}, 'w')"
     return [
@@ -59,11 +59,12 @@ def calls(canary: Path) -> list[Call]:
 
 
 def pickles(base: Path, canary: Path) -> Iterator[Payload]:
+    ways: dict[str, Callable[[Any, Path], Any]] = {
+        "zip": lambda call, path: torch.save({"network": call}, path),
+        "plain": lambda call, path: path.write_bytes(pickle.dumps(call)),
+    }
     for number, call in enumerate(calls(canary)):
-        for name, write in (
-            ("zip", lambda c, p: torch.save({"network": c}, p)),
-            ("plain", lambda c, p: p.write_bytes(pickle.dumps(c))),
-        ):
+        for name, write in ways.items():
             path = base / f"{name}{number}.pt"
             write(call, path)
             for forced in ("0", "1"):
@@ -174,8 +175,6 @@ def images(base: Path, canary: Path) -> Iterator[Payload]:
         for label in ("a", "b"):
             (root / "train" / label).mkdir(parents=True)
             buffer = io.BytesIO()
-            from PIL import Image
-
             Image.new("RGB", (16, 16)).save(buffer, "PNG")
             (root / "train" / label / "good.png").write_bytes(buffer.getvalue())
         make(root / "train" / "a" / "bad.jpg")
@@ -219,8 +218,9 @@ def others(base: Path) -> Iterator[Payload]:
         for _ in range(300):
             file.write(bytes(1 << 20))
     yield "idx: bomb", lambda: arrays.read_idx(path, 3)
-    texts = {"deep": "[" * 200_000, "numbers": '{"dataset": 1}', "path": json.dumps({"dataset": {"set": {"tasks": {"classification": 7}}}}),
-             "nul": '{"dataset": {"set": {"tasks": {"classification": "a\\u0000b"}}}}', "bytes": "\udcff"}  # fmt: skip
+    number = json.dumps({"dataset": {"set": {"tasks": {"classification": 7}}}})
+    nul = '{"dataset": {"set": {"tasks": {"classification": "a\\u0000b"}}}}'
+    texts = {"deep": "[" * 200_000, "numbers": '{"dataset": 1}', "path": number, "nul": nul, "bytes": "\udcff"}
     for name, text in texts.items():
         cache = base / f"{name}.json"
         cache.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -263,16 +263,16 @@ def run(trials: int = 100, seed: int = 1) -> dict[str, Any]:
     with scratch() as base:
         canary = base / "canary"
         canary.write_bytes(SECRET)
-        before = canary.stat()
+        before = canary.stat().st_mtime_ns
         every = payloads(base, canary)
         results = {name: attempt(read) for name, read in every}
-        touched = list(base.glob("canary.*")) or (canary.stat() != before and [canary])
+        touched = [*base.glob("canary.*"), *([] if canary.stat().st_mtime_ns == before else [canary])]
     bad = {name: result for name, result in results.items() if result[0] != "refused"}
     for name, result in bad.items():
         print(name, result)
     slowest = max(seconds for _, seconds in results.values())
     return {
-        "trials": len(every), "refused": len(every) - len(bad), "canary_touched": len(touched or []),
+        "trials": len(every), "refused": len(every) - len(bad), "canary_touched": len(touched),
         "slowest_seconds": round(slowest, 2),
     }  # fmt: skip
 
