@@ -50,6 +50,8 @@ def start(options: Options) -> Iterator[Run]:
     torch.backends.cudnn.enabled = options.backend == "cudnn"
     torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in one order with it
     torch.use_deterministic_algorithms(options.deterministic)
     utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")

@@ -10,7 +10,6 @@ import torch
 from common import DATA, ROOT
 
 import checkpoint
-import configs
 import main
 import utils
 
@@ -146,24 +145,6 @@ def test_statistics_is_a_script_of_its_own(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["mean"][0] == pytest.approx(0.13, abs=0.01)
-
-
-@pytest.mark.gpu
-def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
-    from opts import parse
-
-    options = parse(["--dataset", "synthetic", "--synthetic", "512:4:64", "--imageSize", "64", "--cropSize", "56",
-                     "--GPU", "0", "--expDir", str(tmp_path)])  # fmt: skip
-    with configs.start(options) as run:
-        loader, _ = configs.loaders(options, run)
-        network = configs.network(options, run, loader.images)
-        updater = configs.updates(options, run, network)
-        run.resume({}, network=network, updater=updater)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            main.train(run, network, loader, updater)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_ten_crops_give_the_same_figures_in_batches_of_any_size(images: Path, tmp_path: Path) -> None:

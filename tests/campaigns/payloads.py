@@ -168,7 +168,7 @@ def images(base: Path, canary: Path) -> Iterator[Payload]:
     makes |= {
         "pipe": os.mkfifo, "folder": os.mkdir, "link to a device": lambda p: os.symlink("/dev/zero", p),
         "link outside": lambda p: os.symlink(canary, p), "link to itself": lambda p: os.symlink(p, p), "socket": _socket,
-        "sparse": lambda p: os.truncate(os.open(p, os.O_CREAT | os.O_WRONLY), 10 << 30),
+        "sparse": _sparse,
     }  # fmt: skip
     for name, make in makes.items():
         root = base / f"images {name}"
@@ -192,8 +192,14 @@ def images(base: Path, canary: Path) -> Iterator[Payload]:
 def _socket(path: Path) -> None:
     here = os.getcwd()
     os.chdir(path.parent)  # a socket's path is short
-    socket.socket(socket.AF_UNIX).bind(path.name)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)
     os.chdir(here)
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 10 << 30)
 
 
 def _read_folder(root: Path) -> Any:
