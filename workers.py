@@ -144,6 +144,7 @@ class Deaths:
     def __init__(self, theirs: Any = None) -> None:
         self.theirs = theirs  # torch's handler
         self.waiting = self.pending = False
+        self.found: str | None = None  # what torch said of a death
         self.deadline = 0.0
 
     @classmethod
@@ -161,15 +162,26 @@ class Deaths:
         return deaths
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
-        if self.waiting:
-            self.theirs(number, frame)
         self.pending = True
+        if self.waiting:
+            self._look()
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self.waiting:
-            self.theirs(number, frame)  # again: an error that is raised within a destructor is lost
+            self._look()
             if time.monotonic() > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
+
+    def _look(self) -> None:
+        """Raise RuntimeError if a process is gone. torch says so once, and in a destructor nobody hears it: say it again."""
+        if self.found is None and self.pending:
+            self.pending = False
+            try:
+                self.theirs(signal.SIGCHLD, None)
+            except RuntimeError as error:
+                self.found = str(error)
+        if self.found is not None:
+            raise RuntimeError(self.found)
 
     @contextlib.contextmanager
     def raised(self, timeout: int) -> Iterator[None]:
@@ -177,19 +189,20 @@ class Deaths:
 
         DataLoader's own timeout does not help where a process stops halfway through a message.
         """
-        self.waiting = True
-        try:
-            if self.theirs is not None:
-                self.deadline = time.monotonic() + timeout + 1
-                signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
-            if self.pending and self.theirs is not None:
-                self.pending = False
-                self.theirs(signal.SIGCHLD, None)
+        if self.theirs is None:
             yield
+            return
+        self.waiting, self.deadline = True, time.monotonic() + timeout + 1
+        try:
+            signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
+            self._look()
+            yield
+        except RuntimeError:
+            self.found = None
+            raise
         finally:
             self.waiting = False
-            if self.theirs is not None:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def end_workers() -> None:

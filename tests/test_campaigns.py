@@ -3,19 +3,24 @@
 import os
 import shutil
 
+import bad_images
 import damage
 import disk_full
 import hosts
 import kill
 import learn
+import mutations
 import non_finite
 import once
 import other_readers
+import payloads
 import pytest
 import rank_signals
 import restarts
 import signals
+import soak
 import worker_counts
+import worker_deaths
 
 from models import OURS
 
@@ -82,6 +87,33 @@ def test_two_hosts() -> None:
 
 def test_other_readers() -> None:
     assert other_readers.run()["read_by_dbcollection_0.2.6"] == 2
+
+
+def test_lost_workers() -> None:
+    result = worker_deaths.run(120)
+    assert result["named_in_time"] == result["saved"] == result["trials"]
+    assert result["equal"] == 20
+    assert result["orphans"] == result["left_in_shared_memory"] == 0
+
+
+def test_changed_files() -> None:
+    assert mutations.run(28_000)["failures"] == 0
+
+
+def test_bad_images() -> None:
+    result = bad_images.run(20)
+    assert {result.pop("trials")} == set(result.values())
+
+
+def test_attacks() -> None:
+    result = payloads.run()
+    assert (result["refused"], result["canary_touched"]) == (result["trials"], 0)
+
+
+def test_soak() -> None:
+    result = soak.run(50)
+    assert result["ended_well"]
+    assert max(result["MiB_per_1000_images"], result["MiB_per_1000_decodes"]) < 1
 
 
 @pytest.mark.parametrize("name", OURS)
