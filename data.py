@@ -133,12 +133,13 @@ class FileLoader:
                 with self.deaths.raised(self.timeout):
                     batches = batches or iter(self.loader)
                     batch = next(batches)
-            except RuntimeError as error:
-                text = str(error)
-                if "DataLoader" not in text:
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                text = (str(error) or type(error).__name__).splitlines()[0]
+                # A process that is killed halfway through handing over a batch shows as a connection that breaks off.
+                if "DataLoader" not in text and not isinstance(error, (EOFError, ConnectionError)):
                     raise
                 raise LostWorker(
-                    f"a process that reads images has ended or hangs, as if killed or out of memory: {text.splitlines()[0]}"
+                    f"a process that reads images has ended or hangs, as if killed or out of memory: {text}"
                 ) from None
             yield batch
 

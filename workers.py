@@ -5,9 +5,10 @@ import math
 import multiprocessing
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,8 +110,15 @@ def start_worker(_: int) -> None:
     """Shield a worker: a signal to the whole group is the main process's to answer, which then ends its workers."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _say_unless_cut_off
     torch.set_num_threads(1)
     keep_memory()
+
+
+def _say_unless_cut_off(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what a thread did not catch, but for a main process that is gone: that one says so itself."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:
@@ -197,7 +205,7 @@ class Deaths:
             signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
             self._look()
             yield
-        except RuntimeError:
+        except (RuntimeError, EOFError, OSError):
             self.found = None
             raise
         finally:

@@ -47,8 +47,8 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
             text = child.text()
             named = "a process that reads images has ended or hangs" in text and "Traceback" not in text
             counts["named_in_time"] += status == 1 and named and took < (SOON if how == "killed" else TIMEOUT + 2)
-            if took > SOON and how == "killed":
-                print(f"trial {trial}: {took:.2f} s, status {status}: {text[-300:]}", flush=True)
+            if status != 1 or not named or (took > SOON and how == "killed"):
+                print(f"trial {trial}, {how}: {took:.2f} s, status {status}: {text[-1500:]}", flush=True)
             newest = checkpoint.newest(run_folder(folder) / "checkpoints")
             counts["saved"] += newest is not None and newest[1]["progress"]["step"] >= until - 1
             counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in found)
