@@ -16,7 +16,7 @@ from datasets.images import ArrayImages, FileImages
 from plan import Batch, Chosen, Plan
 from transforms import Pipeline
 from utils import Refused, printable
-from workers import Deaths, LostWorker, Reader, Task, Tasks, check_shared_memory, start_worker
+from workers import Deaths, LostWorker, Reader, Task, Tasks, check_shared_memory, remove_left, start_worker
 
 Images = ArrayImages | FileImages
 RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
@@ -138,6 +138,7 @@ class FileLoader:
                 # A process that is killed halfway through handing over a batch shows as a connection that breaks off.
                 if "DataLoader" not in text and not isinstance(error, (EOFError, ConnectionError)):
                     raise
+                remove_left([process.pid for process in getattr(self.loader._iterator, "_workers", [])])
                 raise LostWorker(
                     f"a process that reads images has ended or hangs, as if killed or out of memory: {text}"
                 ) from None

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -171,17 +172,17 @@ class Deaths:
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
-        if self.waiting:
+        if self.waiting and not _in_destructor(frame):
             self._look()
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self.waiting:
+        if self.waiting and not _in_destructor(frame):
             self._look()
             if time.monotonic() > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
 
     def _look(self) -> None:
-        """Raise RuntimeError if a process is gone. torch says so once, and in a destructor nobody hears it: say it again."""
+        """Raise RuntimeError if a process is gone. torch says so once only."""
         if self.found is None and self.pending:
             self.pending = False
             try:
@@ -213,6 +214,15 @@ class Deaths:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _in_destructor(frame: FrameType | None) -> bool:
+    """True where Python would print an error and go on."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def end_workers() -> None:
     """Kill the loader's processes: they ignore the signals that end this one."""
     processes = multiprocessing.active_children()
@@ -222,3 +232,11 @@ def end_workers() -> None:
     for process in processes:
         process.join()
     signal.signal(signal.SIGCHLD, before)
+    remove_left([process.pid for process in processes])
+
+
+def remove_left(pids: list[int | None]) -> None:
+    """Remove what processes that were killed have left in shared memory: torch names it after them, for an instant."""
+    for pid in pids:
+        for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
+            path.unlink(missing_ok=True)

@@ -56,10 +56,10 @@ class File:
             return self._checked[name]
         for part in name.strip("/").split("/"):
             try:
-                link = node.get(part, getlink=True)
-                if not isinstance(link, h5py.HardLink):
-                    raise Refused(f"{self.path}: {name} is a link to somewhere else: it is not followed")
+                self._refuse_link(node, part, name)
                 node = node[part]
+            except Refused:
+                raise
             except (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
                 raise Refused(f"{self.path} has no {name}: {_reason(error)}") from None
         if not isinstance(node, h5py.Dataset):
@@ -94,16 +94,23 @@ class File:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
 
     def has(self, name: str) -> bool:
-        """Return whether the file itself, not another through a link, has something of this name. Raises Refused."""
+        """Return whether there is something of this name. Raises Refused for a link to somewhere else."""
         node: Any = self.handle()
         try:
             for part in name.strip("/").split("/"):
-                if not isinstance(node, h5py.Group) or not isinstance(node.get(part, getlink=True), h5py.HardLink):
+                if not isinstance(node, h5py.Group) or part not in node:
                     return False
+                self._refuse_link(node, part, name)
                 node = node[part]
-        except (KeyError, OSError, RuntimeError, ValueError) as error:
+        except Refused:
+            raise
+        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
         return True
+
+    def _refuse_link(self, node: Any, part: str, name: str) -> None:
+        if not isinstance(node.get(part, getlink=True), h5py.HardLink):
+            raise Refused(f"{self.path}: {name} is a link to somewhere else: it is not followed")
 
     def names(self) -> list[str]:
         """Return what the file holds at its root. Raises Refused."""
