@@ -172,11 +172,11 @@ class Deaths:
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
-        if self.waiting and not _in_destructor(frame):
+        if self.waiting and _waits(frame):
             self._look()
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self.waiting and not _in_destructor(frame):
+        if self.waiting and _waits(frame):
             self._look()
             if time.monotonic() > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
@@ -214,13 +214,9 @@ class Deaths:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _in_destructor(frame: FrameType | None) -> bool:
-    """True where Python would print an error and go on."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
+def _waits(frame: FrameType | None) -> bool:
+    """True where Python waits for another process: an error within a constructor or destructor would break that or be lost."""
+    return frame is not None and frame.f_code.co_name in ("select", "_recv", "get")
 
 
 def end_workers() -> None:
