@@ -1,5 +1,6 @@
 """The loaders that bring batches to the device."""
 
+import math
 import multiprocessing
 import warnings
 from collections.abc import Iterator
@@ -80,10 +81,10 @@ class FileLoader:
         self.skip, self.bad = skip, dict[int, tuple[str, str]]()  # bad images by number: path and reason
         self.labels = torch.from_numpy(images.labels)
         self.tasks, self.deaths, self.timeout = Tasks(), Deaths(), timeout
-        if workers:
-            check_shared_memory(workers, min(plan.batch, max(1, plan.images)) * 3 * pipeline.crop_size**2)
         many: dict[str, Any] = {}
         if workers:
+            shown = math.prod(pipeline.parts) * 3 * pipeline.crop_size**2
+            check_shared_memory(workers, min(plan.batch, max(1, plan.images)) * shown)
             context = multiprocessing.get_context(start_method)
             if start_method == "forkserver":  # the server imports torch once, its forks then start at once
                 context.set_forkserver_preload(["data"])

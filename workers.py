@@ -216,7 +216,7 @@ class Deaths:
 
 def _waits(frame: FrameType | None) -> bool:
     """True where Python waits for another process: an error within a constructor or destructor would break that or be lost."""
-    return frame is not None and frame.f_code.co_name in ("select", "_recv", "get")
+    return frame is not None and frame.f_code.co_name in ("select", "_recv", "get", "wait")
 
 
 def end_workers() -> None:

@@ -51,7 +51,7 @@ def folder(
     for name in beside:
         if next(image_files(os.path.join(data_dir, name), name), None):
             raise Refused(f"{data_dir} holds both {os.path.basename(root)}/ and images in {name}/: move one of them away")
-    return list_images(root, classes, index)
+    return list_images(root, classes, index, within=data_dir)
 
 
 def _part_of(data_dir: str, part: str, share: float, seed: int, split_file: Path | None) -> FileImages:
@@ -75,7 +75,7 @@ def ilsvrc2012(
     for place in tried:
         root = find_part(place, part)
         if root is not None:
-            return list_images(root, classes, index)
+            return list_images(root, classes, index, within=place)
     names = " and ".join(f"{place}/{PARTS[part][0]}" for place in tried)
     raise Refused(IMAGENET.format(looked=names))
 
@@ -85,8 +85,11 @@ def find_part(data_dir: str, part: str) -> str | None:
     return next((os.path.join(data_dir, name) for name in PARTS[part] if Path(data_dir, name).is_dir()), None)
 
 
-def list_images(root: str, classes: list[str] | None, index: Path | None = None) -> FileImages:
-    """List the images of all class folders below `root`. index: a folder that keeps listings. Raises Refused."""
+def list_images(root: str, classes: list[str] | None, index: Path | None = None, within: str = "") -> FileImages:
+    """List the images of all class folders below `root`. index: a folder that keeps listings; within: as of FileImages.
+
+    Raises Refused.
+    """
     found = class_folders(root)
     if not found:
         raise Refused(f"{root} has no class folders: put images in {root}/<class>/")
@@ -104,7 +107,7 @@ def list_images(root: str, classes: list[str] | None, index: Path | None = None)
         raise Refused(f"{os.path.join(root, found[empty[0]])} has no image ({', '.join(ENDINGS)}): add some or remove it")
     places = {name: place for place, name in enumerate(classes)}
     labels = np.repeat(np.array([places[name] for name in found], np.int64), listed.counts)
-    return FileImages(listed.names, labels, list(classes), root)
+    return FileImages(listed.names, labels, list(classes), root, within=within)
 
 
 def listing_of(root: str, classes: list[str], kept: Path | None) -> listing.Listing:

@@ -69,14 +69,18 @@ class Limits:
 
 @dataclass
 class FileImages:
-    """One file an image. names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names."""
+    """One file an image. names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names.
+
+    within: a folder above `where` that links may lead through too; "": `where` alone.
+    """
 
     names: Sequence[str]
     labels: np.ndarray
     classes: list[str]
     where: str
     limits: Limits = Limits()
-    inside: dict[str, bool] = field(default_factory=dict, repr=False)  # folders of images: whether they lie in `where`
+    within: str = ""
+    inside: set[str] = field(default_factory=set, repr=False)  # folders of images that were found to lie there
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,7 +104,7 @@ class FileImages:
         if folder not in self.inside:
             if not self.limits.links:
                 self._stay_inside(folder)
-            self.inside[folder] = True
+            self.inside.add(folder)
         with open(path, "rb", buffering=0) as file:
             return file.read()
 
@@ -111,12 +115,17 @@ class FileImages:
 
     def _stay_inside(self, path: str) -> None:
         """Raise ValueError where a link leads from the images' folder to outside of it."""
-        root = os.path.abspath(self.where)
-        if not os.path.abspath(path).startswith(root):
+        if not _below(os.path.abspath(path), os.path.abspath(self.where)):
             return  # named so by who knows the files: it is not a link that leads there
         real = os.path.realpath(path)
-        if os.path.commonpath([real, os.path.realpath(root)]) != os.path.realpath(root):
-            raise ValueError(f"a link to {real}, outside of {self.where}: --followLinks reads such")
+        roots = [self.where, self.within or self.where]
+        if not any(_below(real, os.path.realpath(root)) for root in roots):
+            raise ValueError(f"a link to {real}, outside of {roots[1]}: --followLinks reads such")
+
+
+def _below(path: str, folder: str) -> bool:
+    """True where `path` is `folder` or lies in it, both absolute."""
+    return os.path.commonpath([path, folder]) == folder
 
 
 def titles(images: "ArrayImages | FileImages") -> list[str]:

@@ -2,10 +2,14 @@
 
 import csv
 import json
+import multiprocessing
 import os
+import queue
 import resource
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bad_images
 import mutations
@@ -24,7 +28,7 @@ from datasets.folder import folder
 from datasets.images import Limits
 from plan import Plan
 from transforms import Pipeline
-from workers import Reader, Task
+from workers import Deaths, Reader, Task
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +64,31 @@ def test_a_lost_reading_process_is_named_and_the_run_saved() -> None:
     assert result["orphans"] == result["left_in_shared_memory"] == 0
 
 
+PIPE = multiprocessing.Pipe()  # kept open: nothing ever comes through it
+WAITS = {"queue": lambda: queue.Queue().get(timeout=9), "pipe": PIPE[0].recv, "poll": lambda: PIPE[0].poll(9)}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) -> None:
+    """Beside a GPU that is a queue, which the thread that pins memory fills."""
+
+    def tell(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker is killed")
+
+    def await_a_batch() -> None:
+        with deaths.raised(60):
+            deaths.pending = True
+            wait()
+
+    deaths = Deaths(tell)
+    before = signal.signal(signal.SIGALRM, deaths._on_alarm)
+    try:
+        with pytest.raises(RuntimeError, match="is killed"):
+            await_a_batch()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_memory_files_and_threads_stay() -> None:
     result = soak.run(10)
     assert result["ended_well"]
@@ -85,9 +114,18 @@ def test_caps_and_links_have_options(tmp_path: Path) -> None:
     (tmp_path / "outside.png").write_bytes((tmp_path / "set" / "train" / "a" / "0.png").read_bytes())
     (tmp_path / "set" / "train" / "a" / "1.png").symlink_to(tmp_path / "outside.png")
     (tmp_path / "set" / "train" / "a" / "2.png").symlink_to("0.png")
+    (tmp_path / "set" / "val" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "val" / "a" / "3.png").write_bytes((tmp_path / "outside.png").read_bytes())
+    (tmp_path / "set" / "train" / "b" / "3.png").symlink_to("../../val/a/3.png")
+    (tmp_path / "set elsewhere" / "c").mkdir(parents=True)
+    (tmp_path / "set elsewhere" / "c" / "4.png").write_bytes((tmp_path / "outside.png").read_bytes())
+    (tmp_path / "set" / "train" / "c").symlink_to(tmp_path / "set elsewhere" / "c")
     assert reasons(tmp_path / "set", Limits(links=True)) == []
-    [refused] = reasons(tmp_path / "set", Limits())
-    assert "--followLinks" in refused
+    refused = reasons(tmp_path / "set", Limits())
+    assert len(refused) == 2
+    assert all("--followLinks" in reason for reason in refused)
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    assert len(reasons(tmp_path / "link", Limits())) == 2
     assert all("--maxMegapixels" in reason for reason in reasons(tmp_path / "set", Limits(links=True, pixels=1199)))
     assert all("--maxMegabytes" in reason for reason in reasons(tmp_path / "set", Limits(links=True, bytes=20)))
     assert decode.MOST_PIXELS == 200_000_000

