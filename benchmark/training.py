@@ -7,13 +7,15 @@ device. Without --data_dir the images are synthetic arrays; --dataset mnist take
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,7 +37,77 @@ from schedule import schedule
 from transforms import Pipeline
 from workers import end_workers
 
-PARTS = ("wait", "mix", "forward and backward", "update", "sums")
+PARTS = ("wait", "copy", "augment", "forward", "backward", "update", "sums")
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Parts:
+    """Seconds of a step by part; the device is waited for at each change. device: None measures nothing.
+
+    wait: until a batch is in the host's memory; copy: on to the device; augment: what the main process does of it.
+    """
+
+    def __init__(self, device: torch.device | None) -> None:
+        self.device, self.seconds = device, dict.fromkeys(PARTS, 0.0)
+        self.now, self.since = "", time.perf_counter()
+
+    def _change(self, part: str) -> str:
+        """Begin a part; return the one that was going on."""
+        if self.device is None:
+            return ""
+        wait(self.device)
+        now = time.perf_counter()
+        if self.now:
+            self.seconds[self.now] += now - self.since
+        before, self.now, self.since = self.now, part, now
+        return before
+
+    @contextlib.contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        before = self._change(part)
+        try:
+            yield
+        finally:
+            self._change(before)
+
+    def around(self, function: Any, part: str) -> Any:
+        """Return what calls the function as this part."""
+        if self.device is None:
+            return function
+
+        def timed(*args: Any, **named: Any) -> Any:
+            with self.of(part):
+                return function(*args, **named)
+
+        return timed
+
+    def each(self, values: Iterator[Any], part: str) -> Iterator[Any]:
+        """Yield the values; waiting for them is this part."""
+        following = self.around(values.__next__, part)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield following()
+
+    def _each_of(self, values: Callable[[], Iterator[Any]], part: str) -> Callable[[], Iterator[Any]]:
+        return lambda: self.each(values(), part)
+
+    @contextlib.contextmanager
+    def inside(self, loader: Any, updater: Updater) -> Iterator[None]:
+        """Time the parts within the loader's and the updater's own methods, too."""
+        with contextlib.ExitStack() as stack:
+            if self.device is not None:
+                inner = [(loader.pipeline, "finish", "augment"), (updater, "backward", "backward")]
+                inner += [(loader, "_rows", "wait"), (loader.pipeline, "arrays", "augment")] if hasattr(loader, "_rows") else []
+                for owner, name, part in inner:
+                    stack.enter_context(mock.patch.object(owner, name, self.around(getattr(owner, name), part)))
+                if hasattr(loader, "_read"):
+                    stack.enter_context(mock.patch.object(loader, "_read", self._each_of(loader._read, "wait")))
+            yield
 
 
 class Ours:
@@ -60,38 +132,27 @@ class Ours:
     def autocast(self) -> Any:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def pass_(self, parts: dict[str, float] | None = None) -> list[float]:
-        """Train on one pass; return its seconds a step. parts: gets the seconds of each, for which the device is waited."""
-        criterion, sums = Criterion(), Sums(self.device)
-        times = dict.fromkeys(PARTS, 0.0) if parts is None else parts
-        self.wait()
-        started = last = time.perf_counter()
-
-        def took(part: str) -> None:
-            nonlocal last
-            if parts is not None:
-                self.wait()
-            now = time.perf_counter()
-            times[part] += now - last
-            last = now
-
-        for batch in self.loader.epoch(self.epoch):
-            took("wait")
-            self.updater.begin(0)
-            images, targets = self.loader.pipeline.mix(batch.images, batch.labels, self.classes, self.epoch, batch.number)
-            took("mix")
-            run: Any = self.run
-            loss, logits = suite.gradients(run, self.trained, self.updater, criterion, images, targets, batch.total)
-            took("forward and backward")
-            counted = self.updater.apply(loss, self.run.progress.step, batch.indices)
-            took("update")
-            sums.add(loss, logits, batch.labels, counted, batch.total)
-            self.run.progress.step += 1
-            took("sums")
+    def pass_(self, parts: Parts | None = None) -> list[float]:
+        """Train on one pass; return its seconds a step. parts: gets the seconds of each."""
+        parts = parts or Parts(None)
+        criterion, sums = parts.around(Criterion(), "forward"), Sums(self.device)
+        network = parts.around(self.trained, "forward")
+        run: Any = self.run
+        wait(self.device)
+        started = time.perf_counter()
+        with parts.inside(self.loader, self.updater):
+            for batch in parts.each(self.loader.epoch(self.epoch), "copy"):
+                self.updater.begin(0)
+                with parts.of("augment"):
+                    mix = self.loader.pipeline.mix
+                    images, targets = mix(batch.images, batch.labels, self.classes, self.epoch, batch.number)
+                with parts.of("forward"):
+                    loss, logits = suite.gradients(run, network, self.updater, criterion, images, targets, batch.total)
+                with parts.of("update"):
+                    counted = self.updater.apply(loss, run.progress.step, batch.indices)
+                with parts.of("sums"):
+                    sums.add(loss, logits, batch.labels, counted, batch.total)
+                run.progress.step += 1
         self.updater.settle()
         sums.result()
         self.epoch += 1
@@ -101,7 +162,7 @@ class Ours:
         """Return the seconds a step of the network alone: one batch, on the device."""
         batch = next(iter(self.loader.epoch(self.epoch)))
         plain = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, fused=True)
-        self.wait()
+        wait(self.device)
         started = time.perf_counter()
         for _ in range(len(self.plan)):
             with self.autocast():
@@ -110,7 +171,7 @@ class Ours:
             plain.zero_grad(set_to_none=True)
             loss.backward()
             plain.step()
-        self.wait()
+        wait(self.device)
         return [(time.perf_counter() - started) / len(self.plan)]
 
 
@@ -231,8 +292,9 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     for way in ways.values():  # compiles, fills caches, starts processes
         way()
     figures = {way: timing.summary(runs) for way, runs in timing.alternate(ways, arguments.repetitions).items()}
-    parts = dict.fromkeys(PARTS, 0.0)
-    whole = ours.pass_(parts)[0] * len(ours.plan)
+    measured = Parts(ours.device)
+    whole = ours.pass_(measured)[0] * len(ours.plan)
+    parts = measured.seconds
     batch = min(arguments.batchSize, ours.plan.images)
     limit = matmul_rate(ours.device, ours.precision)
     needed = 3 * model.multiply_adds(ours.network)  # forward, and twice as much backward

@@ -9,6 +9,7 @@ import pytest
 from common import ROOT
 
 LINES = {
+    "training": ["--batchSize", "4", "--steps", "2", "--repetitions", "1", "--imageSize", "72", "--cropSize", "64", "--cpu"],
     "cifar10": ["--batches", "3", "--repetitions", "1"],
     "augmentation": ["--batch", "4", "--repetitions", "2"],
     "saving": ["--netType", "alexnetbn", "--trials", "1"],
