@@ -9,6 +9,7 @@ import disk_full
 import hosts
 import kill
 import learn
+import lost_ranks
 import mutations
 import non_finite
 import once
@@ -94,6 +95,12 @@ def test_lost_workers() -> None:
     assert result["named_in_time"] == result["saved"] == result["trials"]
     assert result["equal"] == 20
     assert result["orphans"] == result["left_in_shared_memory"] == 0
+
+
+def test_lost_ranks() -> None:
+    result = lost_ranks.run(30)
+    assert result["ended_in_time"] == result["readable"] == result["equal"] == 30
+    assert result["orphans"] == 0
 
 
 def test_changed_files() -> None:
