@@ -1,13 +1,16 @@
 """Schedules, optimizers, averages, accumulation and precision do what their sources say."""
 
+import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import rig
 import torch
 from common import DATA, ROOT
 from torch import nn
@@ -154,3 +157,20 @@ def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
     assert result.returncode == 1, result.stderr
     assert "images at once fit: --accumulate" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_learns_as_it_does_without_and_is_saved_under_its_own_names(tmp_path: Path) -> None:
+    command = [sys.executable, "tests/campaigns/tiny_rank.py"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    losses = []
+    for folder, more in ((tmp_path / "plain", []), (tmp_path / "compiled", ["--compile"])):
+        line = [*command, *rig.options(folder, "--nEpochs", "1", *more)]
+        result = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        run = rig.run_folder(folder)
+        losses.append(json.loads((run / "log.jsonl").read_text())["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)  # dropout's masks are made another way
+    runs = [rig.run_folder(tmp_path / name) for name in ("plain", "compiled")]
+    weights = [set(torch.load(run / "best.pt", weights_only=True)["network"]) for run in runs]
+    assert weights[0] == weights[1]

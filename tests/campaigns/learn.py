@@ -15,9 +15,18 @@ sys.path.insert(0, str(ROOT))
 from models import OURS
 
 RESULTS = ROOT / "benchmark" / "results" / "learning.json"
-# Plain deep networks start slowly on so few images, NiN's own rate and hidden batch norms need longer: 12 for the others.
+# Deep networks start slowly on so few images, NiN's own rate and hidden batch norms need longer: 12 for the others.
 EPOCHS = {"alexnetbn": 8, "alexnetowt": 8, "alexnetowtbn": 8, "vgg13": 16, "vgg16": 24, "vgg19": 36, "ninbn": 30}
-EPOCHS |= {"vggbn": 30, "vggbnv2": 24, "googlenet": 8, "inception2": 8, "vgg13bn": 8, "vgg16bn": 8, "vgg19bn": 8, "vgg11bn": 8}
+EPOCHS |= {
+    "vggbn": 30,
+    "vggbnv2": 24,
+    "googlenet": 8,
+    "inception2": 8,
+    "vgg13bn": 8,
+    "vgg16bn": 24,
+    "vgg19bn": 48,
+    "vgg11bn": 8,
+}
 OPTIONS = ["--dataset", "mnist", "--limit", "2000", "--batchSize", "32", "--GPU", "-1", "--snapshot", "0"]
 
 
