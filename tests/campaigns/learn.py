@@ -17,16 +17,8 @@ from models import OURS
 RESULTS = ROOT / "benchmark" / "results" / "learning.json"
 # Deep networks start slowly on so few images, NiN's own rate and hidden batch norms need longer: 12 for the others.
 EPOCHS = {"alexnetbn": 8, "alexnetowt": 8, "alexnetowtbn": 8, "vgg13": 16, "vgg16": 24, "vgg19": 36, "ninbn": 30}
-EPOCHS |= {
-    "vggbn": 30,
-    "vggbnv2": 24,
-    "googlenet": 8,
-    "inception2": 8,
-    "vgg13bn": 8,
-    "vgg16bn": 24,
-    "vgg19bn": 48,
-    "vgg11bn": 8,
-}
+EPOCHS |= {"vggbn": 30, "vggbnv2": 24, "googlenet": 8, "inception2": 8, "vgg11bn": 8, "vgg13bn": 8}
+EPOCHS |= {"vgg16bn": 24, "vgg19bn": 48}
 OPTIONS = ["--dataset", "mnist", "--limit", "2000", "--batchSize", "32", "--GPU", "-1", "--snapshot", "0"]
 
 
