@@ -9,6 +9,7 @@ import typing
 from typing import Any, NoReturn
 
 from datasets import DATASETS
+from escape import printable
 from models import NETWORKS, OURS
 
 LISTED_NETWORKS = f": {', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         alone = os.environ.get("RANK", "0") == "0"  # the other ranks have the same to say
-        self.exit(2, f"{self.prog}: error: {message}\n" if alone else None)
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n" if alone else None)
 
 
 def described(name: str, field: dataclasses.Field) -> dict[str, Any]:

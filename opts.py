@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import augmentation
 from arguments import Parser, allowed, described, kind_of, nearest, option, reader
 from datasets import DATASETS, Source
+from escape import printable
 from models import NETWORKS, OURS
 from schedule import KINDS
 
@@ -25,6 +26,7 @@ UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part 
 
 DATA, NET, TRAIN, MACHINE, RUN = "data", "network", "training", "machine", "run folder"
 BY_SET = "by data set"
+RECIPE_CHARACTERS = 1 << 20
 
 
 @dataclass
@@ -208,7 +210,12 @@ def _recipes_first(arguments: list[str], parser: Parser) -> list[str]:
 
 def _read_recipe(path: str, parser: Parser) -> list[str]:
     try:
-        text = Path(path).read_text()
+        if not Path(path).is_file() and Path(path).exists():  # a pipe would block
+            raise ValueError("not a regular file")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(RECIPE_CHARACTERS + 1)
+        if len(text) > RECIPE_CHARACTERS:
+            raise ValueError(f"longer than {RECIPE_CHARACTERS} characters")
         return shlex.split(text, comments=True)
     except (OSError, ValueError) as error:
         parser.error(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}")
@@ -288,8 +295,9 @@ def _check(options: Options, parser: Parser) -> None:
     parts = options.synthetic.split(":")
     if len(parts) != 3 or not all(_whole(part) and int(part) > 0 for part in parts):
         parser.error(f"argument --synthetic: '{options.synthetic}' is not IMAGES:CLASSES:PIXELS, for example 512:10:256")
-    if options.expID is not None and (not options.expID or os.sep in options.expID or options.expID in (".", "..")):
-        parser.error(f"argument --expID: '{options.expID}' is no name of a folder")
+    name = options.expID
+    if name is not None and (os.sep in name or name in ("", ".", "..") or printable(name) != name):
+        parser.error(f"argument --expID: '{name}' is no name of a folder")
 
 
 def _settle(options: Options, parser: Parser) -> Options:

@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from escape import printable
 from randomness import key
 
 
@@ -40,12 +40,6 @@ def clear_errors() -> Iterator[None]:
             raise
         print(f"{Path(sys.argv[0]).name}: error: {printable(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(2)
-
-
-def printable(text: object) -> str:
-    """Return text with control, direction-changing and undecodable characters escaped, so that it stays one line."""
-    hidden = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in hidden else c for c in str(text))
 
 
 @contextlib.contextmanager

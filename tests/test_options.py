@@ -1,6 +1,7 @@
 """Wrong calls answer at once, in one line that says what is allowed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,27 @@ def test_the_command_line_wins_over_a_recipe(tmp_path: Path) -> None:
     recipe.write_text("# reaches nothing\n--dataset mnist  # digits\n--nEpochs 7\n--LR 0.5\n")
     options = opts.parse(["--nEpochs", "3", f"@{recipe}"])
     assert (options.dataset, options.nEpochs, options.LR) == ("mnist", 3, 0.5)
+
+
+HOSTILE = {"letters": b"--netType \xff\xfe", "quote": b"--expID 'a", "long": b"#" * (2 << 20), "nested": b"@other",
+           "line": b'--expID "a\nb"', "colour": b"--netType \x1b[31mred", "outside": b"--expID ../../x"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "pipe", "device", "folder"])
+def test_a_hostile_recipe_is_refused_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / name
+    if name in HOSTILE:
+        path.write_bytes(HOSTILE[name])
+    elif name == "pipe":
+        os.mkfifo(path)
+    else:
+        path = Path("/dev/zero") if name == "device" else tmp_path
+    with pytest.raises(SystemExit) as error:
+        opts.parse([f"@{path}"])
+    assert error.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "\x1b" not in said
 
 
 def test_continue_takes_the_run_s_own_options_and_tells_what_changed(tmp_path: Path) -> None:
