@@ -196,7 +196,7 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
         f"training  {options.nEpochs} epochs of {len(train)} steps, {batch}; {options.optimizer}, learning rate {plan.rate:g}, "
         f"{plan.kind} over {options.nEpochs * len(train)} steps{warm}, not scaled with the batch{ema}\n"
         f"device    {run.settings['device']}, {kind}, {run.ranks.world} x {run.settings['threads']} threads{reading}\n"
-        f"folder    {run.folder}; go on with: {run.resume_command}"
+        f"folder    {run.folder}" + ("" if options.test else f"; go on with: {run.resume_command}")
     )
 
 

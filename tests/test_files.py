@@ -136,8 +136,9 @@ def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:
 
     run = Run.__new__(Run)
     run.files, run.advised, run.logger = True, False, Told()  # type: ignore[assignment]
+    run.advise({"data_seconds": 6.0, "compute_seconds": 0.2})  # the processes' start, not their speed
     for share in (0.05, 0.5, 0.5):
-        run.advise({"data_seconds": share, "compute_seconds": 1 - share})
+        run.advise({"data_seconds": 60 * share, "compute_seconds": 60 * (1 - share)})
     assert len(Told.lines) == 1
     assert all(word in Told.lines[0] for word in ("50%", "--nThreads", "shrink", "--tune"))
 
