@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import utils
-from arguments import Parser
-from utils import Refused, printable
+from base.arguments import Parser
+from base.errors import Refused, clear_errors
+from base.text import printable, table
 
 PLACES = {"expID", "expDir", "given"}  # options that only say where a run lies
 
@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder: cache/mnist/alexnetbn")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="picture (default: compare.png)")
     arguments = parser.parse_args(argv)
-    with utils.clear_errors():
+    with clear_errors():
         runs = {printable(folder): read(folder) for folder in arguments.runs}
-        utils.table(rows(runs))
-        import pictures
+        table(rows(runs))
+        from report import pictures
 
         pictures.comparison({name: history for name, (_, history) in runs.items()}, arguments.out)
         print(f"curves: {arguments.out}")

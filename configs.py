@@ -3,39 +3,41 @@
 import contextlib
 import json
 import os
-import shlex
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import augmentation
-import checkpoint
 import data
 import model
-import training
 import utils
-from datasets.fetch import digest_of, fetch
-from datasets.images import FileImages, Limits, titles
-from logger import Logger
-from models import NETWORKS, OURS
+from base.errors import Refused
+from base.randomness import key
+from base.text import printable
+from datasets.images import ArrayImages, FileImages, Limits, titles
+from loading.plan import BalancedPlan, Plan
+from model import Network, pretrained, read_weights
+from models import NETWORKS
 from models.layers import SMALL
+from models.recompute import recompute
 from opts import FREE, Options
-from plan import BalancedPlan, Plan
-from process import Lock, Signals, prepare_folder
-from randomness import key
-from ranks import Ranks, join, leave, synchronise
-from report import Report
-from run import Run, ending, environment
+from report.console import Logger
+from report.report import Report
+from run import checkpoint, folder
+from run.folder import Lock, _remove_empty, environment, prepare_folder
+from run.run import Run, ending
+from run.signals import Signals
+from training.batchnorm import synchronise
+from training.metrics import Criterion
+from training.ranks import Ranks, join, leave, wrap
+from training.schedule import Schedule, schedule
+from training.updater import Updater, optimizer
 from transforms import Pipeline
-from utils import Refused
 
 SAMPLE = 10_000  # images that mean and standard deviation are taken from
 
@@ -82,15 +84,8 @@ def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals)
         settings=environment(device, ranks),
         saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
         overwrite=options.overwrite, accumulate=options.accumulate,
-        precision=training.precision(options.precision, device),
+        precision=precision(options.precision, device),
     )  # fmt: skip
-
-
-def _remove_empty(folder: Path) -> None:
-    (folder / "lock").unlink(missing_ok=True)
-    for place in (folder, *folder.parents[:2]):
-        with contextlib.suppress(OSError):
-            place.rmdir()
 
 
 def open_both(options: Options) -> tuple[data.Images, data.Images]:
@@ -112,7 +107,7 @@ def open_both(options: Options) -> tuple[data.Images, data.Images]:
             images.limits = limits
     absent = sorted(set(range(len(train.classes))) - set(np.unique(test.labels).tolist()))
     if absent:
-        names = ", ".join(utils.printable(train.classes[label]) for label in absent[:5])
+        names = ", ".join(printable(train.classes[label]) for label in absent[:5])
         print(f"warning: {len(absent)} classes have no test image: {names}{', ...' if len(absent) > 5 else ''}", flush=True)
     return train, test
 
@@ -174,13 +169,13 @@ def header(options: Options, run: Run, network: model.Network, train: Any, test:
     """Say what is about to be trained, on what and where."""
     images, counts = train.images, np.bincount(train.images.labels, minlength=len(train.images.classes))
     low, high = int(counts.argmin()), int(counts.argmax())
-    smallest, largest = (f"{utils.printable(images.classes[label])} {counts[label]}" for label in (low, high))
+    smallest, largest = (f"{printable(images.classes[label])} {counts[label]}" for label in (low, high))
     sizes = f"{train.plan.images} of {len(images)} training and {test.plan.images} of {len(test.images)} test images"
     free = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = model.parameters(network)
     some = f", {free:,} of them train" if free < total else ""
     cost = model.multiply_adds(network) / 1e9
-    plan = training.planned(options)
+    plan = planned(options)
     warm = f", {options.warmup:g} epochs of warm-up" if options.warmup else ""
     ema = f"; averaged weights of decay {options.ema:g} are tested, kept as best and exported" if options.ema else ""
     devices, unit = (run.ranks.world, "rank") if run.ranks.world > 1 else (options.nGPU, "GPU")
@@ -224,7 +219,7 @@ def network(options: Options, run: Run, images: data.Images) -> model.Network:
         with run.ranks.in_turn("statistics"):
             made.normalise.set(*statistics(options, images))
     if options.optimize:
-        model.recompute(made)
+        recompute(made)
     run.model = made.spec.plain()
     return made.to(run.device).to(memory_format=torch.channels_last)
 
@@ -244,52 +239,66 @@ def _refuse_other(spec: model.Spec, run: Run) -> None:
         )
 
 
-def pretrained(name: str) -> str:
-    """Return the file of torchvision's published weights for a network, fetched if it is missing. Raises Refused."""
-    from torchvision.models import get_model_weights
-
-    twin = NETWORKS[name].twin
-    if not twin:
-        known = ", ".join(other for other, entry in OURS.items() if entry.twin)
-        raise Refused(f"--pretrained: there are no published weights for {name}; there are for {known} and torchvision's own")
-    weights = next(iter(get_model_weights(twin)))  # the first published ones: those of the paper's recipe
-    path = Path(os.path.expanduser("~/.cache/torch/hub/checkpoints"), weights.url.rsplit("/", 1)[1])
-    digest = path.stem.rsplit("-", 1)[1]
-    if not path.exists():
-        fetch(weights.url, path, digest, "sha256")
-    elif not digest_of(path, "sha256").startswith(digest):
-        raise Refused(f"{path} has a SHA-256 that does not begin with {digest}: remove it, it is then fetched again")
-    return str(path)
-
-
-def read_weights(path: str) -> Any:
-    """Return what a file of weights holds: ours, verified, or others', read as plain data. Raises Refused."""
-    try:
-        return checkpoint.read(path)
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except checkpoint.Damaged as error:
-        raise Refused(str(error)) from None
-
-
 def changed(options: Options) -> dict[str, tuple[Any, Any]]:
     """Return the options given anew that the run's bits depend on."""
     return {name: change for name, change in options.changed.items() if name not in FREE}
 
 
+def precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Return autocast's type, None for float32 throughout."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def criterion(options: Options, images: ArrayImages | FileImages, device: torch.device) -> Criterion:
+    """Return the loss. With --classWeights a class weighs inversely to its images, 1 on average over all images."""
+    weights = None
+    if options.classWeights:
+        counts = np.bincount(images.labels, minlength=len(images.classes))
+        shares = len(images) / (len(images.classes) * np.maximum(counts, 1))
+        weights = torch.from_numpy(shares.astype(np.float32)).to(device)
+    return Criterion(weights, options.labelSmoothing)
+
+
+def updates(options: Options, run: Run, network: nn.Module) -> Updater:
+    """Return what updates the network's weights."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    share = options.batchSize // run.ranks.world
+    if norms and not options.syncBN and share // min(options.accumulate, share) < 2:
+        raise Refused(
+            f"--batchSize {options.batchSize}: {options.netType} has batch norm, which needs 2 images at least on each rank "
+            "and in each part: raise it"
+        )
+    made = optimizer(
+        network, options.optimizer, momentum=options.momentum, nesterov=options.nesterov, backbone=options.backboneLR,
+        decay_all=options.decayAll,
+    )  # fmt: skip
+    return Updater(
+        network, made, planned(options), run.ranks, clip=options.clip, average=options.ema,
+        scaled=run.precision == torch.float16,
+    )  # fmt: skip
+
+
+def planned(options: Options) -> Schedule:
+    entry = NETWORKS[options.netType]
+    first, decay = entry.LR, options.weightDecay
+    if options.optimizer == "adamw":  # its decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101
+        first, decay = 1e-3, 0.05 if decay is None else decay
+    return schedule(
+        LR=options.LR, weight_decay=decay, first=first, regime=entry.regime, kind=options.schedule,
+        warmup=options.warmup / options.nEpochs,
+    )  # fmt: skip
+
+
+def wrapped(options: Options, run: Run, network: Network) -> nn.Module:
+    """Return the network as it is trained: compiled, over several GPUs, over several ranks, or as it is."""
+    made: nn.Module = torch.compile(network) if options.compile else network  # type: ignore[assignment]
+    return wrap(utils.spread(made, run.device, options.nGPU), run.ranks, run.device)
+
+
 def record(options: Options, run: Run) -> None:
-    """Write options.json: from here on the folder holds a run."""
+    """Write down what the run is: from here on its folder holds a run."""
     if run.ranks.first:
-        if options.valShare is not None:
-            shutil.copy(split_path(options), run.folder / "split.csv")
-        about = {"command": shlex.join(sys.argv), "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "commit": _commit()}
-        utils.write_json(run.folder / "options.json", {"options": options.recorded(), **about, **run.settings})
-
-
-def _commit() -> str | None:
-    """Return the git commit of this code, None where there is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    with contextlib.suppress(OSError):
-        result = subprocess.run(command, capture_output=True, text=True)
-        return result.stdout.strip() or None
-    return None
+        split = split_path(options) if options.valShare is not None else None
+        folder.record(run.folder, options.recorded(), run.settings, split)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from base.errors import Refused
+from base.text import printable
 from datasets import DATASETS
 from datasets.images import ArrayImages, FileImages
-from plan import Batch, Chosen, Plan
+from loading.deaths import Deaths, LostWorker, remove_left
+from loading.plan import Batch, Chosen, Plan
+from loading.workers import Reader, Task, Tasks, check_shared_memory, start_worker
 from transforms import Pipeline
-from utils import Refused, printable
-from workers import Deaths, LostWorker, Reader, Task, Tasks, check_shared_memory, remove_left, start_worker
 
 Images = ArrayImages | FileImages
 RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU

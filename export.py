@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import checkpoint
 import model
-import utils
-from arguments import Parser
-from utils import Failed, Refused
+from base import archive
+from base.arguments import Parser
+from base.errors import Failed, Refused, clear_errors
+from base.files import sync_folder
 
 CLOSE = 1e-4  # largest difference of a probability between the file and the network
 BATCHES = (1, 3)  # images that are tried
@@ -49,7 +49,7 @@ def metadata(network: model.Network, source: str) -> dict[str, str]:
         "input": "uint8 RGB (N, 3, cropSize, cropSize)",
     }
     known |= {name: str(value) for name, value in spec.items()}
-    value = checkpoint.read(source)
+    value = archive.read(source)
     known["record"] = json.dumps(value.get("record") or {})
     return known | {"torch": str(torch.__version__), "program": "multi-gpu-torch"}
 
@@ -135,7 +135,7 @@ def export(source: str, kind: str, out: Path) -> float:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(out)
-        utils.sync_folder(out.parent)
+        sync_folder(out.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return worst
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", choices=FORMATS, required=True, help="format")
     parser.add_argument("out", type=Path, help="file to write")
     arguments = parser.parse_args(argv)
-    with utils.clear_errors():
+    with clear_errors():
         worst = export(arguments.file, arguments.to, arguments.out)
         size = arguments.out.stat().st_size / 1e6
         print(f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} at most")

@@ -19,14 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import configs
-import training
 import utils
+from base.errors import clear_errors
 from datasets.images import titles
-from metrics import Criterion, Sums, average_precisions
-from optimizer import Updater
-from ranks import only_last
-from report import Tested
-from run import Run
+from report.tables import Tested
+from run.memory import enough_memory
+from run.run import Run
+from training.metrics import Criterion, Sums, average_precisions
+from training.ranks import only_last
+from training.updater import Updater
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,20 +35,20 @@ def main(argv: list[str] | None = None) -> None:
     with configs.start(options) as run:
         train_loader, test_loader = configs.loaders(options, run)
         network = configs.network(options, run, train_loader.images)
-        updater = training.updates(options, run, network)
+        updater = configs.updates(options, run, network)
         configs.header(options, run, network, train_loader, test_loader)
-        wrapped = training.wrapped(options, run, network)
+        wrapped = configs.wrapped(options, run, network)
         if options.test:
             tested = test(run, updater.tested, test_loader, Sums(run.device))
             run.logger.figures(tested)
             run.report.draw(tested, [], confusion=True)
             return
-        criterion = training.criterion(options, train_loader.images, run.device)
+        criterion = configs.criterion(options, train_loader.images, run.device)
         progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
         configs.record(options, run)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
-            with training.enough_memory(options, run, wrapped, criterion):
+            with enough_memory(run, options.batchSize, options.cropSize, wrapped, criterion):
                 sums, trained = train(run, wrapped, train_loader, updater, criterion)
             run.ranks.share_buffers(updater.tested)
             tested = test(run, updater.tested, test_loader, sums)
@@ -145,5 +146,5 @@ def figures(name: str, sums: Sums, run: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with utils.clear_errors():
+    with clear_errors():
         main(sys.argv[1:])

@@ -1,22 +1,50 @@
 """A network by its name, with normalisation as its first layer, and weights from a file."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
-from math import isqrt
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.flop_counter import FlopCounterMode
 
-import checkpoint
-from models import NETWORKS
-from utils import Refused
+from base import archive
+from base.errors import Refused
+from base.fetch import digest_of, fetch
+from models import NETWORKS, OURS
+
+
+def pretrained(name: str) -> str:
+    """Return the file of torchvision's published weights for a network, fetched if it is missing. Raises Refused."""
+    from torchvision.models import get_model_weights
+
+    twin = NETWORKS[name].twin
+    if not twin:
+        known = ", ".join(other for other, entry in OURS.items() if entry.twin)
+        raise Refused(f"--pretrained: there are no published weights for {name}; there are for {known} and torchvision's own")
+    weights = next(iter(get_model_weights(twin)))  # the first published ones: those of the paper's recipe
+    path = Path(os.path.expanduser("~/.cache/torch/hub/checkpoints"), weights.url.rsplit("/", 1)[1])
+    digest = path.stem.rsplit("-", 1)[1]
+    if not path.exists():
+        fetch(weights.url, path, digest, "sha256")
+    elif not digest_of(path, "sha256").startswith(digest):
+        raise Refused(f"{path} has a SHA-256 that does not begin with {digest}: remove it, it is then fetched again")
+    return str(path)
+
+
+def read_weights(path: str) -> Any:
+    """Return what a file of weights holds: ours, verified, or others', read as plain data. Raises Refused."""
+    try:
+        return archive.read(path)
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {error.strerror}") from None
+    except archive.Damaged as error:
+        raise Refused(str(error)) from None
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of pixels in [0, 1]
 
@@ -109,11 +137,11 @@ def create(
 def load(path: str) -> Network:
     """Return the network of a weights file or a checkpoint, in testing mode. Raises Refused."""
     try:
-        value = checkpoint.read(path)
+        value = archive.read(path)
         spec = Spec.read(value["model"])
     except OSError as error:
         raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except (checkpoint.Damaged, KeyError, TypeError) as error:
+    except (archive.Damaged, KeyError, TypeError) as error:
         raise Refused(f"{path} is no weights file of this suite: {error}") from None
     network = create(
         spec.netType, spec.classes, spec.cropSize, stem=spec.stem, image_size=spec.imageSize, interpolation=spec.interpolation,
@@ -138,51 +166,6 @@ def multiply_adds(network: Network) -> int:
         functional_call(network, still, (torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta"),))
     network.train(training)
     return counter.get_total_flops() // 2
-
-
-class _Recomputed(nn.Sequential):
-    """A Sequential that keeps only some activations and computes the others again in the backward pass."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if not (self.training and torch.is_grad_enabled()):
-            return super().forward(images)
-        for part in self.parts():
-            images = recomputed(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
-        return images
-
-    def parts(self) -> list[nn.Sequential]:
-        """Split into about as many parts as layers a part; none begins with a layer that overwrites its input."""
-        length = max(2, isqrt(len(self)) + 1)
-        parts: list[list[nn.Module]] = []
-        for layer in self:
-            if not parts or (len(parts[-1]) >= length and not getattr(layer, "inplace", False)):
-                parts.append([])
-            parts[-1].append(layer)
-        return [nn.Sequential(*part) for part in parts]
-
-
-def _contexts(part: nn.Module) -> tuple[Any, Any]:
-    return nullcontext(), _frozen_statistics(part)
-
-
-@contextmanager
-def _frozen_statistics(part: nn.Module) -> Iterator[None]:
-    """While a part is computed again its running statistics stay as they are: they have seen this batch."""
-    before = [(buffer, buffer.clone()) for buffer in part.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.data.copy_(value)
-
-
-def recompute(network: nn.Module) -> None:
-    """Save memory: make every Sequential of some length recompute its activations. Names and weights stay."""
-    for child in network.children():
-        if type(child) is nn.Sequential and len(child) > 3 and any(isinstance(m, nn.Conv2d) for m in child.modules()):
-            child.__class__ = _Recomputed
-        else:
-            recompute(child)
 
 
 def layers(network: Network) -> list[nn.Module]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import augmentation
-from arguments import Parser, allowed, described, kind_of, nearest, option, reader
+from base.arguments import Parser, allowed, described, kind_of, nearest, option, reader
+from base.text import printable
 from datasets import DATASETS, Source
-from escape import printable
 from models import NETWORKS, OURS
-from schedule import KINDS
+from training.schedule import KINDS
 
 UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part of what a run is
 
@@ -27,13 +27,14 @@ UNRECORDED = ("continue_", "overwrite", "given", "changed", "argv")  # not part 
 DATA, NET, TRAIN, MACHINE, RUN = "data", "network", "training", "machine", "run folder"
 BY_SET = "by data set"
 RECIPE_CHARACTERS = 1 << 20
+LISTED = f"{', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
 
 
 @dataclass
 class Options:
     """All options of main.py. Units stand in the help. None is filled in by `parse` where the data set decides."""
 
-    dataset: str = option("ilsvrc2012", DATA, "the images to train on")
+    dataset: str = option("ilsvrc2012", DATA, "the images to train on", listed=", ".join(DATASETS))
     data_dir: str | None = option(None, DATA, "folder of the images", shown="~/.cache/multi-gpu-torch, where it is fetched")
     storage: str | None = option(
         None, DATA, "read dbcollection's HDF5 metadata: disk, batch by batch, or ram, all at once", choices=("disk", "ram"),
@@ -59,7 +60,7 @@ class Options:
     tenCrop: bool = option(False, DATA, "test on the mean of four corners, centre and their mirror images")
     synthetic: str = option("512:10:256", DATA, "synthetic images: how many, classes, pixels a side")
 
-    netType: str = option("alexnetbn", NET, "network", choices=NETWORKS)
+    netType: str = option("alexnetbn", NET, "network", choices=NETWORKS, listed=LISTED)
     stem: str = option("fast", NET, "first layers below 64 pixels: fast, or fine (stride 1)", choices=("fast", "fine"))
     retrain: str | None = option(None, NET, "start from the weights, mean and std in this file", shown="none")
     pretrained: bool = option(False, NET, "start from torchvision's published weights for this network")
@@ -263,7 +264,9 @@ def _check(options: Options, parser: Parser) -> None:
         parser.error(f"argument --saveEvery: '{options.saveEvery}' is neither steps (`500`) nor minutes (`10m`)")
     options.storage = options.storage or ("disk" if options.dbcollection else None)
     if options.dataset not in DATASETS and not options.storage:
-        parser.error(f"argument --dataset: '{options.dataset}' is not {allowed(DATASETS)}{nearest(options.dataset, DATASETS)}")
+        parser.error(
+            f"argument --dataset: '{options.dataset}' is not {allowed(FIELDS['dataset'])}{nearest(options.dataset, DATASETS)}"
+        )
     if not options.dataset or os.sep in options.dataset or options.dataset.startswith("."):
         parser.error(f"argument --dataset: '{options.dataset}' is no name of a folder")
     if options.test and (options.continue_ or not (options.retrain or options.pretrained)):

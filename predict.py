@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 import model
-import utils
-from arguments import Parser
+from base.arguments import Parser
+from base.errors import clear_errors
+from base.files import whole_file
+from base.text import printable
 from datasets import decode, folder
 from transforms import Pipeline
-from utils import printable
 
 BATCH = 32
 SHEET = 48  # images on a sheet
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.top < 1:
         parser.error("argument --top: 1 at least")
-    with utils.clear_errors():
+    with clear_errors():
         network = model.load(arguments.file)
         rows, failed = [], 0
         seen: list[tuple[np.ndarray, str, tuple[str, float]]] = []
@@ -103,10 +104,10 @@ def main(argv: list[str] | None = None) -> None:
                 seen.append((image.permute(1, 2, 0).numpy(), path, result[0]))
             rows += [[printable(path), rank, printable(name), value] for rank, (name, value) in enumerate(result, 1)]
         if arguments.csv:
-            with utils.whole_file(arguments.csv) as file:
+            with whole_file(arguments.csv) as file:
                 csv.writer(file, lineterminator="\n").writerows([["path", "rank", "class", "probability"], *rows])
         if seen:
-            import pictures
+            from report import pictures
 
             shortened = pictures.shortened
             titles = [f"{shortened(Path(path).name)}\n{100 * value:.1f} % {shortened(name)}" for _, path, (name, value) in seen]

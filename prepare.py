@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 import data
-import utils
-from arguments import Parser
+from base.arguments import Parser
+from base.errors import Refused, clear_errors
+from base.text import printable
 from datasets import DATASETS, decode, folder
 from datasets.images import FileImages
 from datasets.split import TEST
-from utils import Refused, printable
 
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")
 LOOKED_AT = 2000  # headers that `info` reads, evenly over all files
@@ -189,7 +189,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
-    with utils.clear_errors():
+    with clear_errors():
         for name in ("data_dir", "out", "tars"):
             if getattr(arguments, name, None):
                 setattr(arguments, name, os.path.expanduser(getattr(arguments, name)))

@@ -82,9 +82,9 @@ def main() -> None:
     """Print mean and standard deviation for the options of main.py."""
     import configs
     import opts
-    import utils
+    from base.errors import clear_errors
 
-    with utils.clear_errors():
+    with clear_errors():
         options = opts.parse()
         mean, std = configs.statistics(options, *configs.open_both(options)[:1])
         print(json.dumps({"mean": mean, "std": std}))

@@ -8,7 +8,6 @@ for the whole batch. The rest runs on whole batches on the device. Each step dra
     python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png      shows what the network sees
 """
 
-import functools
 import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from augmentation import MIX, WINDOW, Step
-from augmentation.colour import to_uint8
 from augmentation.mix import DRAWS
-from datasets.decode import cut
-from randomness import uniforms
+from augmentation.resize import crop, cut, five_crops, resize, resized_crop
+from base.randomness import uniforms
 
 TRIES = 10  # of RandomSizedCrop, as torchvision's
 
@@ -203,74 +200,6 @@ def _central(sides: np.ndarray, aspect: float) -> np.ndarray:
     tall = np.minimum(height, np.rint(width * aspect))
     left, top = (width - wide) // 2, (height - tall) // 2
     return np.stack([left, top, left + wide, top + tall], 1)
-
-
-def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic") -> Tensor:
-    """Resize (N, C, H, W) uint8 to (N, C, *size) with antialiasing, as Pillow does. interpolation: bilinear, bicubic."""
-    if not len(images):
-        return images.new_empty(0, images.shape[1], *size)
-    if images.is_cuda:  # whose kernels take no uint8
-        return to_uint8(F.interpolate(images.float(), size, mode=interpolation, antialias=True).clamp_(0, 255).add_(0.5))
-    return F.interpolate(images, size, mode=interpolation, antialias=True)
-
-
-def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Tensor:
-    """Cut a square out of each image. images: (N, C, H, W); offsets: (N, 2) left and top, from -padding on.
-
-    What lies up to `padding` pixels beyond the border is black. Returns (N, C, size, size).
-    """
-    if padding:
-        images, offsets = F.pad(images, [padding] * 4), offsets + padding
-    if images.shape[2:] == (size, size):
-        return images
-    if not images.is_cuda:
-        return _copy_squares(images, offsets, size)
-    squares = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, tops, lefts, size, size), no copy
-    place = torch.from_numpy(offsets).to(images.device, non_blocking=True)
-    return squares[torch.arange(len(images), device=images.device), :, place[:, 1], place[:, 0]]
-
-
-def _copy_squares(images: Tensor, offsets: np.ndarray, size: int) -> Tensor:
-    """Do what `crop` does, image by image: on a CPU twice as fast as one gather."""
-    result = np.empty((*images.shape[:2], size, size), np.uint8)
-    pixels, target = images.permute(0, 2, 3, 1).numpy(), result.transpose(0, 2, 3, 1)
-    for place, (left, top) in enumerate(offsets.tolist()):
-        target[place] = pixels[place, top : top + size, left : left + size]
-    return torch.from_numpy(result)
-
-
-def resized_crop(images: Tensor, scaled: tuple[int, int], offsets: np.ndarray, size: int, interpolation: str) -> Tensor:
-    """Resize to `scaled` and cut a square out of each image, computing that square only: two matrix products an image.
-
-    For GPUs, whose resizing kernels take no uint8. The weights are whole multiples of 2^-14 and pixels are rounded after
-    each product, as Pillow does: all sums are exact in float32, so neither the batch nor the device can change a bit.
-    Returns (N, C, size, size) uint8.
-    """
-    count, channels, height, width = images.shape
-    place = torch.from_numpy(offsets).to(images.device, non_blocking=True)
-    across = _resize_matrix(width, scaled[1], size, interpolation, images.device).index_select(0, place[:, 0])  # (N, S, W)
-    down = _resize_matrix(height, scaled[0], size, interpolation, images.device).index_select(0, place[:, 1])  # (N, S, H)
-    rows = torch.bmm(images.float().view(count, channels * height, width), across.transpose(1, 2)).clamp_(0, 255)
-    result = torch.matmul(down[:, None], rows.add_(0.5).floor_().view(count, channels, height, size))
-    return to_uint8(result.clamp_(0, 255).add_(0.5))  # halves go up, as Pillow's do
-
-
-@functools.lru_cache(maxsize=16)
-def _resize_matrix(length: int, scaled: int, size: int, interpolation: str, device: torch.device) -> Tensor:
-    """Return, for each offset, the weights of `size` pixels of the scaled axis: (scaled - size + 1, size, length)."""
-    unit = torch.eye(length).view(1, 1, length, length)
-    weights = F.interpolate(unit, (scaled, length), mode=interpolation, antialias=True)[0, 0]  # (scaled, length)
-    weights = (weights * 2**14).round() / 2**14
-    return weights.unfold(0, size, 1).transpose(1, 2).contiguous().to(device)
-
-
-def five_crops(images: Tensor, size: int) -> Tensor:
-    """Return the four corners and the centre of each image, (N, 5, C, size, size)."""
-    height, width = images.shape[2:]
-    bottom, right = height - size, width - size
-    middle = round(bottom / 2), round(right / 2)
-    places = ((0, 0), (0, right), (bottom, 0), (bottom, right), middle)
-    return torch.stack([images[:, :, top : top + size, left : left + size] for top, left in places], 1)
 
 
 if __name__ == "__main__":  # the sheet is a program of its own, which imports this file

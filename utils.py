@@ -3,92 +3,15 @@
 import contextlib
 import ctypes
 import importlib.util
-import json
-import os
 import resource
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from escape import printable
-from randomness import key
-
-
-class Refused(ValueError):
-    """A wrong call or bad input: one line on stderr, exit status 2. The message names the value and the way out."""
-
-
-class Failed(RuntimeError):
-    """A run that cannot go on: one line on stderr, exit status 1."""
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """End the process with one line and the right status where the cause is not our own bug."""
-    try:
-        yield
-    except (Refused, Failed) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {printable(error)}", file=sys.stderr, flush=True)
-        sys.exit(2 if isinstance(error, Refused) else 1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"{Path(sys.argv[0]).name}: error: {printable(error.filename)}: {error.strerror}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-@contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str], mode: str = "w", check: Callable[[Path], None] | None = None) -> Iterator[Any]:
-    """Open a temporary file that takes the place of `path` only once it is complete, on the disk and passes `check`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if check is not None:
-            check(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: str | os.PathLike[str], value: object) -> None:
-    with whole_file(path) as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-
-
-def table(rows: list[list[str]]) -> None:
-    """Print rows with aligned columns; the first is the heading."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print(
-            "  ".join(
-                cell.ljust(width) if place == 0 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
-    sys.stdout.flush()
+from base.errors import Refused
+from base.randomness import key
 
 
 def load_ours(name: str) -> ModuleType:

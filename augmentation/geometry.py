@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from augmentation.colour import to_uint8
+from augmentation.resize import like
 
 LARGE = 1 << 15  # bytes of an image from which on one by one, in the processor's cache, is faster than many at once
 
@@ -78,10 +78,3 @@ def affine(
     grid = torch.stack([from_x * 2 / width, from_y * 2 / height], 3)
     mode = "nearest" if nearest else "bilinear"
     return like(F.grid_sample(images.float(), grid, mode=mode, padding_mode="zeros", align_corners=False), images)
-
-
-def like(values: Tensor, images: Tensor) -> Tensor:
-    """Return float `values` as the type of `images`: rounded and clamped for uint8."""
-    if images.dtype == torch.uint8:
-        return to_uint8(values.round_().clamp_(0, 255))
-    return values.clamp_(0, 1).to(images.dtype)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augmentation.colour import constant
-from augmentation.geometry import like
+from augmentation.resize import like
 
 FILL = (124, 116, 104)  # ImageNet's mean colour: what is hidden is 0 to the network, as in the papers
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from augmentation.colour import chain
-from augmentation.geometry import affine, like
+from augmentation.geometry import affine
+from augmentation.resize import like
 
 Operation = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, H, W), amount (N,) -> images
 

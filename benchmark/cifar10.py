@@ -22,11 +22,13 @@ import torch
 import augmentation
 import data
 import utils
+from base.errors import clear_errors
+from base.text import table
 from benchmark import timing
 from datasets import cifar, dbcollection, synthetic
 from datasets.images import ArrayImages
+from loading.plan import Plan
 from model import Normalise
-from plan import Plan
 from preparation.index import LIBVER, text
 from transforms import Pipeline
 
@@ -94,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # one core for ours
     utils.keep_memory()  # as main.py does
-    with utils.clear_errors(), tempfile.TemporaryDirectory() as scratch:
+    with clear_errors(), tempfile.TemporaryDirectory() as scratch:
         run(arguments, Path(scratch))
 
 
@@ -129,7 +131,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     bare_seconds = figures["train disk as packed, without the cache"]["seconds_per_batch"]
     ratio = bare_seconds / figures["train ram"]["seconds_per_batch"]
     rows.append(["disk as packed, without the chunk cache, 1 core", f"{bare_seconds:.5f}", "", f"{ratio:.0f}", ""])
-    utils.table(rows)
+    table(rows)
     timing.write(arguments.json, {"figures": figures})
 
 

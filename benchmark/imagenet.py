@@ -28,10 +28,12 @@ from PIL import Image
 import augmentation
 import data
 import utils
+from base.errors import Refused, clear_errors
+from base.text import table
 from benchmark import timing
 from datasets import dbcollection, decode, folder
 from datasets.images import FileImages
-from plan import Plan
+from loading.plan import Plan
 from preparation import index as indexing
 from transforms import Pipeline
 
@@ -75,7 +77,7 @@ def outside(name: str, python: str, root: str, arguments: argparse.Namespace) ->
     command = [python, script, root, str(arguments.nThreads), str(arguments.epochs), *more]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise utils.Refused(f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+        raise Refused(f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
     return [float(result.stdout.split()[-1])]
 
 
@@ -126,7 +128,7 @@ def main() -> None:
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     utils.keep_memory()
-    with utils.clear_errors(), tempfile.TemporaryDirectory() as scratch:
+    with clear_errors(), tempfile.TemporaryDirectory() as scratch:
         if arguments.data_dir is None:
             make(Path(scratch))
         arguments.index = Path(scratch, "index.h5")
@@ -160,7 +162,7 @@ def run(arguments: argparse.Namespace, root: str) -> None:
         cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}"]
         cells += [f"{rate:.0f}"]
         rows.append([name, *cells, f"{rate / max(1, arguments.nThreads):.0f}", f"{rate / limits[part]:.0%}", f"x {ratio:.2f}"])
-    utils.table(rows)
+    table(rows)
     print(
         f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
     )
@@ -182,7 +184,7 @@ def tune(arguments: argparse.Namespace, root: str) -> None:
     rates = {name: BATCH / timing.summary(runs)["seconds_per_batch"] for name, runs in found.items()}
     best = max(rates.values())
     rows = [[name, f"{rate:.0f}", "#" * round(40 * rate / best)] for name, rate in rates.items()]
-    utils.table([["--nThreads", "images/s", ""], *rows])
+    table([["--nThreads", "images/s", ""], *rows])
     chosen = next(name for name, rate in rates.items() if rate > 0.97 * best)
     print(f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, where it is on the CPU)")
     timing.write(arguments.json, {"images_per_second": rates, "recommended": int(chosen)})
@@ -194,7 +196,7 @@ def bars(path: str, values: dict[str, float], title: str) -> None:
     """Draw figures as bars."""
     from matplotlib.figure import Figure
 
-    import pictures
+    from report import pictures
 
     figure = Figure(figsize=(8, 1 + 0.4 * len(values)), layout="constrained")
     axes = figure.subplots()

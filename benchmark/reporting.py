@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-import utils
+from base.text import table
 from benchmark import timing
-from logger import Logger
-from metrics import Sums
-from report import Report, Tested
-from run import Run
+from report.console import Logger
+from report.report import Report
+from report.tables import Tested
+from run.run import Run
+from training.metrics import Sums
 
 RATE = 10  # steps a second
 
@@ -39,7 +40,7 @@ def main() -> None:
         sys.stderr, sys.stdout = stderr, stdout
     whole = arguments.steps / RATE
     each, pictures = sorted(epochs[1:])[len(epochs) // 2 - 1], epochs[0]
-    utils.table([
+    table([
         ["an epoch of " + str(arguments.steps) + " steps", "seconds", f"of {whole:.0f} s"],
         ["bars", f"{steps:.3f}", f"{steps / whole:.2%}"],
         ["log, losses, events", f"{each:.3f}", f"{each / whole:.2%}"],

@@ -11,11 +11,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-import checkpoint
 import model
 import utils
+from base.errors import clear_errors
+from base.text import table
 from benchmark import timing
-from optimizer import optimizer
+from run import checkpoint
+from training.updater import optimizer
 
 DEFAULT_INTERVAL = 600  # seconds, main.py's --saveEvery
 
@@ -30,7 +32,7 @@ def main() -> None:
     if arguments.trials < 1:
         parser.error("--trials: 1 at least")
     utils.keep_memory()
-    with utils.clear_errors():
+    with clear_errors():
         run(arguments)
 
 
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         size = max(path.stat().st_size for path in Path(folder).iterdir())
     copy, write = statistics.median(copies[1:]), statistics.median(writes)
     share = 1 - (copy + write * (slowed - 1)) / DEFAULT_INTERVAL
-    utils.table([
+    table([
         ["checkpoint", "GB", "first copy s", "copy s", "writing s", "step beside it", "throughput"],
         [arguments.netType, *(f"{v:.3g}" for v in (size / 1e9, copies[0], copy, write)), f"x {slowed:.2f}", f"{share:.2%}"],
     ])  # fmt: skip

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.fetch import fetch
+from base.errors import Refused
+from base.fetch import fetch
+from base.files import whole_file
 from datasets.images import ArrayImages, check_labels
-from utils import Refused, whole_file
 
 CACHE = "~/.cache/multi-gpu-torch"
 DIGITS = [str(digit) for digit in range(10)]

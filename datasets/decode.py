@@ -11,16 +11,14 @@ import warnings
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+from augmentation.resize import cut
 
 JPEG = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 200_000_000  # of an image: 600 MB when decoded
-SUPPORT = {"bilinear": 1, "bicubic": 2}  # reach of the filter, in pixels of the result
-KERNELS = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
-NEAR = 1 / 64  # pixels by which a window may be shifted: 0.2 grey levels at most on a typical edge
 
 
 def size(data: bytes, most: int = MOST_PIXELS) -> tuple[int, int]:
@@ -91,61 +89,6 @@ def windows(
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     parts = [cut(planes, box, side, whole, interpolation)[0] for box in boxes.reshape(-1, 4)]
     return parts[0] if boxes.ndim == 1 else torch.stack(parts)
-
-
-def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: str) -> Tensor:
-    """Resize the part `box` of images, (N, C, H, W) uint8, to (N, C, side, side)."""
-    left, top, right, bottom = (float(edge) for edge in box)
-    reach = SUPPORT[interpolation] if whole else 0
-    columns = _axis(left, right, side, images.shape[3], reach)
-    rows = _axis(top, bottom, side, images.shape[2], reach)
-    part = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
-    if rows.scale == 1 and columns.scale == 1:
-        result = part[:, :, : rows.count, : columns.count]
-    else:
-        if part.stride(1) == 1 and part.shape[1] > 1:  # as decoders give it: resized twice as fast without gaps
-            part = part.contiguous(memory_format=torch.channels_last)
-        resize = KERNELS[interpolation]
-        result = resize(part, [rows.count, columns.count], False, 1 / rows.scale, 1 / columns.scale)
-    result = result[:, :, rows.skip :, columns.skip :]
-    margins = [columns.before, columns.after, rows.before, rows.after]
-    return F.pad(result, margins) if any(margins) else result
-
-
-class _axis:
-    """How one axis of a window is read: stored pixels [start, stop) become `count` pixels of which `skip` are dropped.
-
-    The resizing kernel starts at whole pixels only, so it starts some pixels of the result early, where the window's
-    fraction is nearly 0. before, after: pixels of the result that lie beyond the border.
-    """
-
-    __slots__ = ("after", "before", "count", "scale", "skip", "start", "stop")
-
-    def __init__(self, low: float, high: float, side: int, length: int, reach: int) -> None:
-        self.scale = (high - low) / side
-        self.before = max(0, round(-low / self.scale))
-        self.after = max(0, round((high - length) / self.scale))
-        low += self.before * self.scale
-        self.skip = self._early(low, reach) if reach else 0
-        self.start = max(0, round(low - self.skip * self.scale))
-        inside = side - self.before - self.after
-        self.count = inside + self.skip
-        end = low + (inside + reach) * self.scale
-        self.stop = min(length, int(np.ceil(end)) if reach else round(end))
-
-    def _early(self, low: float, reach: int) -> int:
-        """Return by how many pixels of the result the kernel starts early."""
-        best, distance = 0, 1.0
-        most = int(low / self.scale + 1e-6)
-        for early in range(most + 1):
-            start = low - early * self.scale
-            if start > NEAR and early < reach:
-                continue  # the first pixel's filter would miss its left part
-            if abs(start - round(start)) < distance:
-                best, distance = early, abs(start - round(start))
-                if distance <= NEAR:
-                    break
-        return best
 
 
 def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:

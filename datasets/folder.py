@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from base.errors import Refused
+from base.randomness import key
 from datasets import listing
 from datasets.images import FileImages, Names
 from datasets.split import split
-from randomness import key
-from utils import Refused
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PARTS = {"train": ("train",), "test": ("val", "test")}

@@ -12,7 +12,8 @@ import h5py
 import numpy as np
 import torch
 
-from utils import Refused, printable
+from base.errors import Refused
+from base.text import printable
 
 MOST_CACHE = 2 << 30  # bytes of decompressed chunks that are kept
 MOST_PACKED = 1100  # gzip packs zeros about a thousand times

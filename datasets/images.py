@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from base.errors import Refused
 from datasets import decode
-from utils import Refused
 
 
 @dataclass

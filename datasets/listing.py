@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from base.files import whole_file
 from datasets.images import Names
-from utils import whole_file
 
 FORMAT = 1
 FRESH = 3_000_000_000  # nanoseconds that a folder must have rested for when it is scanned

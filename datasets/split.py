@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from randomness import key
-from utils import Refused, whole_file
+from base.errors import Refused
+from base.files import whole_file
+from base.randomness import key
 
 TRAIN, TEST = "train", "test"
 

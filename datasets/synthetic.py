@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from base.errors import Refused
+from base.randomness import bits, shuffled, uniforms
 from datasets.images import ArrayImages
-from randomness import bits, shuffled, uniforms
-from utils import Refused
 
 MOST_BYTES = 16 << 30
 

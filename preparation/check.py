@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
 from preparation.each import each, images_of, read_rows, write_rows
-from utils import printable
 
 MANIFEST, BAD = "manifest.csv", "bad_images.csv"
 

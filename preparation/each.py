@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from base.errors import Refused
+from base.files import whole_file
 from datasets import folder
 from datasets.images import FileImages
-from utils import Refused, whole_file
 
 AT_ONCE = 16  # files a process takes at a time
 

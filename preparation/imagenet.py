@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from utils import Failed, Refused, whole_file, write_json
+from base.errors import Failed, Refused
+from base.files import whole_file, write_json
 
 EXPECTED = (1000, 1_281_167, 50_000)  # classes, training and test images: arXiv 1409.0575, table 2
 WNID = re.compile(r"n\d{8}")

@@ -10,9 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from datasets import dbcollection, folder
+from base.errors import Refused
+from base.files import sync_folder, write_json
+from base.text import printable
+from datasets import dbcollection, folder, hdf5
 from datasets.images import FileImages
-from utils import Refused, printable, sync_folder, write_json
 
 LIBVER = ("earliest", "v108")  # what HDF5 1.8 and all later ones read
 
@@ -101,7 +103,7 @@ def repack(source: str, out: str) -> None:
     """Rewrite an array file with one image a chunk: a random image is then read alone. Raises Refused."""
     if os.path.realpath(source) == os.path.realpath(out):
         raise Refused(f"--out {out} is the file itself: choose another")
-    file = dbcollection.File(source)
+    file = hdf5.File(source)
     names: list[str] = []
     file.handle().visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
     if not any(name.endswith("/images") for name in names):

@@ -9,11 +9,12 @@ import numpy as np
 import simplejpeg
 import torch
 
+from augmentation.resize import resize
+from base.errors import Refused
+from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
 from preparation.each import each, images_of, write_rows
-from transforms import resize
-from utils import Refused, printable
 
 
 def shrink(data_dir: str, out: str, size: int, quality: int, processes: int) -> int:

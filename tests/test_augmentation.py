@@ -11,10 +11,10 @@ from scipy import stats
 from torchvision.transforms.v2 import functional as v2
 
 import augmentation
-import sheets
 import transforms
 from augmentation import AUGMENTATIONS, MIX, WINDOW, colour, geometry, mix, noise, policy
-from randomness import uniforms
+from base.randomness import uniforms
+from preparation import sheet
 from transforms import Pipeline, sized_boxes
 
 
@@ -268,11 +268,11 @@ def test_wrong_pipelines_say_what_is_allowed(text: str, words: str) -> None:
 
 def test_a_sheet_shows_what_the_network_sees(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    sheets.main(["--dataset", "synthetic", "--augment", "crop,flip", "--out", str(out)])
+    sheet.main(["--dataset", "synthetic", "--augment", "crop,flip", "--out", str(out)])
     from PIL import Image
 
     with Image.open(out) as picture:
-        assert picture.size == (8 * 224 + 7 * sheets.GAP, 8 * 224 + 7 * sheets.GAP)
+        assert picture.size == (8 * 224 + 7 * sheet.GAP, 8 * 224 + 7 * sheet.GAP)
 
 
 @pytest.mark.gpu

@@ -16,8 +16,10 @@ import signals
 import torch
 import worker_counts
 
-import checkpoint
-from utils import Failed, whole_file
+from base import archive
+from base.errors import Failed
+from base.files import whole_file
+from run import checkpoint
 
 
 def test_a_killed_run_ends_with_the_weights_of_the_whole_one() -> None:
@@ -78,7 +80,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
 
 
 def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow, disk = checkpoint.write, threading.Event()
+    slow, disk = archive.write, threading.Event()
 
     def write(path: Path, value: object) -> None:
         disk.wait()
@@ -92,7 +94,7 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     weights += 1  # training goes on; what is written is the copy
     disk.set()
     saver.wait()
-    assert not checkpoint.read(tmp_path / "c" / "step-1.pt")["weights"].any()
+    assert not archive.read(tmp_path / "c" / "step-1.pt")["weights"].any()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,15 +134,15 @@ def test_odd_zips_are_refused_before_they_are_read(tmp_path: Path) -> None:
                 target.writestr(name, content)
         return path
 
-    assert checkpoint.read(packed())["a"].sum() == 4
-    with pytest.raises(checkpoint.Damaged, match="packed"):
-        checkpoint.read(packed(compression=zipfile.ZIP_DEFLATED))
+    assert archive.read(packed())["a"].sum() == 4
+    with pytest.raises(archive.Damaged, match="packed"):
+        archive.read(packed(compression=zipfile.ZIP_DEFLATED))
     parts["archive/../../x"] = b""
-    with pytest.raises(checkpoint.Damaged, match="leads out"):
-        checkpoint.read(packed())
+    with pytest.raises(archive.Damaged, match="leads out"):
+        archive.read(packed())
     (tmp_path / "text.pt").write_text("no zip")
-    with pytest.raises(checkpoint.Damaged, match=r"text\.pt"):
-        checkpoint.read(tmp_path / "text.pt")
+    with pytest.raises(archive.Damaged, match=r"text\.pt"):
+        archive.read(tmp_path / "text.pt")
 
 
 def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +152,8 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"network": Bad()}, tmp_path / "bad.pt")
-    with pytest.raises(checkpoint.Damaged):
-        checkpoint.read(tmp_path / "bad.pt")
+    with pytest.raises(archive.Damaged):
+        archive.read(tmp_path / "bad.pt")
     assert not (tmp_path / "canary").exists()
 
 

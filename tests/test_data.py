@@ -16,11 +16,11 @@ from PIL import Image
 
 import augmentation
 import data
+from base.errors import Refused
 from datasets import arrays, folder, synthetic
 from datasets.images import Names
-from plan import Plan
+from loading.plan import Plan
 from transforms import Pipeline
-from utils import Refused
 
 CPU = torch.device("cpu")
 

@@ -18,11 +18,11 @@ from scipy import stats
 
 import main
 import prepare
+from base.errors import Refused
+from base.fetch import digest_of, fetch
 from datasets import arrays, cifar, folder
-from datasets.fetch import digest_of, fetch
 from datasets.split import split
-from plan import BalancedPlan
-from utils import Refused
+from loading.plan import BalancedPlan
 
 
 def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
@@ -245,15 +245,15 @@ def test_balanced_draws_are_even_over_classes_and_images() -> None:
 
 @pytest.mark.parametrize("freeze", ["features", "1", "2"])
 def test_frozen_layers_stay_bit_for_bit(tmp_path: Path, freeze: str) -> None:
-    import checkpoint
+    from base import archive
 
     arguments = ["--dataset", "synthetic", "--synthetic", "64:4:32", "--imageSize", "32", "--cropSize", "32", "--GPU", "-1"]
     arguments += ["--batchSize", "16", "--nEpochs", "1", "--expDir", str(tmp_path), "--netType", "alexnetowtbn"]
     main.main([*arguments, "--expID", "first"])
-    first = checkpoint.read(tmp_path / "synthetic" / "first" / "model_1.pt")["network"]
+    first = archive.read(tmp_path / "synthetic" / "first" / "model_1.pt")["network"]
     weights = str(tmp_path / "synthetic" / "first" / "model_1.pt")
     main.main([*arguments, "--expID", "second", "--retrain", weights, "--freeze", freeze, "--backboneLR", "0.1"])
-    second = checkpoint.read(tmp_path / "synthetic" / "second" / "model_1.pt")["network"]
+    second = archive.read(tmp_path / "synthetic" / "second" / "model_1.pt")["network"]
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     last = {"1": ("body.classifier.8.",), "2": ("body.classifier.8.", "body.classifier.6.")}
     assert changed
@@ -265,13 +265,12 @@ def test_class_weights_are_inverse_to_frequency(images: Path, tmp_path: Path) ->
 
     import configs
     import opts
-    import training
 
     for path in list((images / "train" / "class 0").iterdir())[:5]:
         path.unlink()
     options = opts.parse(["--dataset", "folder", "--data_dir", str(images), "--classWeights", "--GPU", "-1"])
     train, _ = configs.open_both(options)
-    weights = training.criterion(options, train, torch.device("cpu")).weights
+    weights = configs.criterion(options, train, torch.device("cpu")).weights
     assert weights is not None
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=train.labels)
     assert weights.tolist() == pytest.approx(theirs.tolist())

@@ -15,11 +15,10 @@ from common import DATA
 
 import data
 import prepare
-import utils
-from datasets import dbcollection, folder
-from plan import Plan
+from base.errors import Refused, clear_errors
+from datasets import dbcollection, folder, hdf5
+from loading.plan import Plan
 from transforms import Pipeline
-from utils import Refused
 
 FILES = DATA / "dbcollection"
 STORAGES = ("disk", "ram")
@@ -94,12 +93,12 @@ def test_imagenet_through_metadata_is_the_folder(storage: str, start: str) -> No
         assert torch.equal(one.labels, other.labels)
 
 
-def row_of(file: dbcollection.File) -> int:
+def row_of(file: hdf5.File) -> int:
     return int(file.dataset("train/labels")[3])
 
 
 def test_a_file_is_opened_once_a_process_and_pickles() -> None:
-    file = dbcollection.File(str(FILES / "mnist" / "classification.h5"))
+    file = hdf5.File(str(FILES / "mnist" / "classification.h5"))
     expected = row_of(file)
     again = pickle.loads(pickle.dumps(file))
     assert again._open is None
@@ -260,7 +259,7 @@ def test_repacked_arrays_are_the_same(tmp_path: Path) -> None:
 def test_what_is_wrong_with_a_run_on_metadata_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import main
 
-    with pytest.raises(SystemExit) as stop, utils.clear_errors():
+    with pytest.raises(SystemExit) as stop, clear_errors():
         main.main(["--dataset", "mine", "--dbcollection", str(tmp_path / "x.json"), "--GPU", "-1", "--expDir", str(tmp_path)])
     assert stop.value.code == 2
     assert "there is no" in capsys.readouterr().err

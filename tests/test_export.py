@@ -15,6 +15,7 @@ import export
 import main
 import model
 import predict
+from base.errors import Failed
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_nothing_is_left_where_an_export_fails(weights: Path, tmp_path: Path, ca
         assert stop.value.code == 2
         assert "Traceback" not in capsys.readouterr().err
     network = model.load(str(weights))
-    with pytest.raises(export.Failed, match="differ by"):
+    with pytest.raises(Failed, match="differ by"):
         export.check(network, lambda images: torch.zeros(len(images), 3), tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

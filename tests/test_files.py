@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 import main
-import utils
-import workers
+from base.errors import Refused, clear_errors
 from datasets import folder, listing
-from run import Run
-from utils import Refused
+from loading import workers
+from run.run import Run
 
 OPTIONS = ["--dataset", "folder", "--GPU", "-1", "--imageSize", "24", "--cropSize", "20", "--batchSize", "8", "--nEpochs", "2"]
 
@@ -51,7 +50,7 @@ def test_bad_images_are_left_out_counted_and_listed(images: Path, tmp_path: Path
 
 def test_a_bad_image_ends_a_run_by_default(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = spoil(images)
-    with pytest.raises(SystemExit) as stop, utils.clear_errors():
+    with pytest.raises(SystemExit) as stop, clear_errors():
         main.main([*OPTIONS, "--data_dir", str(images), "--nThreads", "0", "--expDir", str(tmp_path / "runs")])
     assert stop.value.code == 2
     said = capsys.readouterr().err

@@ -9,12 +9,12 @@ import rig
 import torch
 from common import DATA
 
-import checkpoint
 import configs
 import main
 import opts
-import training
-from run import Run, Stopped
+from run import checkpoint
+from run.run import Run
+from run.signals import Stopped
 
 DEVICES = [pytest.param("-1", id="cpu"), pytest.param("0", id="gpu", marks=pytest.mark.gpu)]
 
@@ -31,8 +31,8 @@ def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
     with configs.start(options) as run:
         loader, _ = configs.loaders(options, run)
         network = configs.network(options, run, loader.images)
-        updater = training.updates(options, run, network)
-        criterion = training.criterion(options, loader.images, run.device)
+        updater = configs.updates(options, run, network)
+        criterion = configs.criterion(options, loader.images, run.device)
         run.resume({}, network=network, updater=updater)
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -26,9 +26,10 @@ import main
 from datasets import decode
 from datasets.folder import folder
 from datasets.images import Limits
-from plan import Plan
+from loading.deaths import Deaths
+from loading.plan import Plan
+from loading.workers import Reader, Task
 from transforms import Pipeline
-from workers import Deaths, Reader, Task
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from common import DATA, ROOT
 
-import checkpoint
 import main
 import utils
+from base import archive
+from base.errors import clear_errors
 
 SMALL = ["--GPU", "-1", "--nEpochs", "1", "--nThreads", "0"]
 KEYS = {
@@ -26,7 +27,7 @@ def log_of(folder: Path) -> list[dict]:
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
     """Run main.py in this process; return its one line on stderr."""
-    with pytest.raises(SystemExit) as stop, utils.clear_errors():
+    with pytest.raises(SystemExit) as stop, clear_errors():
         main.main(arguments)
     assert stop.value.code == status
     said = capsys.readouterr().err
@@ -60,8 +61,8 @@ def test_a_folder_and_its_weights(images: Path, tmp_path: Path, capsys: pytest.C
     best = next((tmp_path / "a").glob("*/*/best.pt"))
     more = ["--expDir", str(tmp_path / "b"), "--retrain", str(best)]
     main.main([*arguments, *more])
-    mean = checkpoint.read(best)["network"]["normalise.mean"]
-    assert torch.equal(checkpoint.read(next((tmp_path / "b").glob("*/*/best.pt")))["network"]["normalise.mean"], mean)
+    mean = archive.read(best)["network"]["normalise.mean"]
+    assert torch.equal(archive.read(next((tmp_path / "b").glob("*/*/best.pt")))["network"]["normalise.mean"], mean)
     assert not (tmp_path / "b" / "folder" / "statistics.json").exists()
     said = refused([*arguments, "--expDir", str(tmp_path / "a")], capsys)
     assert all(word in said for word in ("--continue", "--overwrite", "--expID"))

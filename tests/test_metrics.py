@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn import metrics as reference
 
-from metrics import Sums, average_precisions, confusion_matrix
-from ranks import Ranks
+from training.metrics import Sums, average_precisions, confusion_matrix
+from training.ranks import Ranks
 
 
 @pytest.fixture(params=[2, 3, 10])

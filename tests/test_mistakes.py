@@ -11,15 +11,15 @@ import rig
 import torch
 from PIL import Image
 
-import checkpoint
 import main
 import opts
-import utils
+from base.errors import Refused, clear_errors
 from datasets import decode
+from run import checkpoint
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as stop, utils.clear_errors():
+    with pytest.raises(SystemExit) as stop, clear_errors():
         main.main(arguments)
     assert stop.value.code == 2
     return capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_a_spoilt_split_is_named(images: Path, tmp_path: Path) -> None:
     kept = tmp_path / "split.csv"
     for content in (b"side,image,share 0.5\nbogus,class 0/1.jpg\n", b"\x80\xff", b"side,image,share 0.5\ntest\n"):
         kept.write_bytes(content)
-        with pytest.raises(utils.Refused, match=r"split\.csv is damaged"):
+        with pytest.raises(Refused, match=r"split\.csv is damaged"):
             folder.folder(str(images / "train"), "train", val_share=0.5, split_file=kept)
 
 

@@ -5,12 +5,13 @@ import torch
 import torchvision
 from torch import nn
 
-from model import Network, create, load_weights, parameters, recompute
+from base.errors import Refused
+from model import Network, create, load_weights, parameters
 from models import NETWORKS, OURS, TORCHVISION
-from optimizer import Updater, optimizer
-from ranks import Ranks
-from schedule import schedule
-from utils import Refused
+from models.recompute import recompute
+from training.ranks import Ranks
+from training.schedule import schedule
+from training.updater import Updater, optimizer
 
 COUNTS = {
     "alexnet": 60_522_856, "alexnetowt": 61_100_840, "alexnetowtbn": 61_119_528, "alexnetbn": 2_729_512,
@@ -142,21 +143,21 @@ def test_logits_are_torchvision_s(name: str) -> None:
 def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
-    import configs
+    import model
 
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / ".cache" / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
     with pytest.raises(Refused, match="does not begin with 7be5be79"):
-        configs.pretrained("alexnetowt")
-    monkeypatch.setattr(configs, "digest_of", lambda path, kind: "7be5be79" + hashlib.sha256().hexdigest())
-    assert configs.pretrained("alexnetowt").endswith("alexnet-owt-7be5be79.pth")
+        model.pretrained("alexnetowt")
+    monkeypatch.setattr(model, "digest_of", lambda path, kind: "7be5be79" + hashlib.sha256().hexdigest())
+    assert model.pretrained("alexnetowt").endswith("alexnet-owt-7be5be79.pth")
     with pytest.raises(Refused, match="no published weights for ninbn"):
-        configs.pretrained("ninbn")
-    monkeypatch.setattr("datasets.fetch.urllib.request.urlopen", refuse)
+        model.pretrained("ninbn")
+    monkeypatch.setattr("base.fetch.urllib.request.urlopen", refuse)
     with pytest.raises(Refused, match=r"put vgg16-397923af\.pth into"):
-        configs.pretrained("vgg16")
+        model.pretrained("vgg16")
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ import pytest
 from common import ROOT
 
 import opts
-from arguments import nearest
+from base.arguments import nearest
 
 WRONG = [
     (["--netType", "alexnetbm"], ["--netType", "alexnetbn"]),

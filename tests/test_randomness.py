@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from randomness import shuffled, uniforms
+from base.randomness import shuffled, uniforms
 
 ALL = np.arange(20_000)
 

@@ -13,9 +13,9 @@ import torch
 from common import ROOT
 from rig import OPTIONS
 
-import checkpoint
-from plan import Plan
-from randomness import shuffled
+from base.randomness import shuffled
+from loading.plan import Plan
+from run import checkpoint
 
 CHILD = ROOT / "tests" / "campaigns" / "parity_child.py"
 FILES = ["--netType", "alexnetbn", *OPTIONS[2:], "--dataset", "folder", "--nThreads", "1"]

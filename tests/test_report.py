@@ -20,10 +20,10 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 import compare
 import main
-import metrics
 import model
-import pictures
-from report import Report
+from report import pictures
+from report.report import Report
+from training import metrics
 
 OPTIONS = ["--GPU", "-1", "--nThreads", "0", "--imageSize", "24", "--cropSize", "20", "--batchSize", "8"]
 

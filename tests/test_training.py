@@ -15,13 +15,14 @@ import torch
 from common import DATA, ROOT
 from torch import nn
 
-import checkpoint
 import main
 import model
-import optimizer
-from metrics import Criterion
-from ranks import Ranks
-from schedule import KINDS, schedule
+from base import archive
+from run import checkpoint
+from training.metrics import Criterion
+from training.ranks import Ranks
+from training.schedule import KINDS, schedule
+from training.updater import Updater, optimizer
 
 STEPS = 1000
 
@@ -58,8 +59,8 @@ def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     name = "adamw" if kind == "adamw" else "sgd"
-    made = optimizer.optimizer(ours, name, nesterov=kind == "nesterov", decay_all=False)
-    updater = optimizer.Updater(ours, made, schedule(LR=0.1, weight_decay=0.01, first=0), Ranks(), clip=0.5)
+    made = optimizer(ours, name, nesterov=kind == "nesterov", decay_all=False)
+    updater = Updater(ours, made, schedule(LR=0.1, weight_decay=0.01, first=0), Ranks(), clip=0.5)
     groups = [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
     reference = (
         torch.optim.AdamW(groups, 0.1) if kind == "adamw" else torch.optim.SGD(groups, 0.1, 0.9, nesterov=kind == "nesterov")
@@ -80,7 +81,7 @@ def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
 def test_averages_are_torchs() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     planned = schedule(LR=0.1, weight_decay=0, first=0)
-    updater = optimizer.Updater(network, optimizer.optimizer(network), planned, Ranks(), average=0.9)
+    updater = Updater(network, optimizer(network), planned, Ranks(), average=0.9)
     updater.updates = 1000  # the faster first steps are past
     theirs = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
@@ -107,7 +108,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int) -> None:
             autocast=lambda: torch.autocast("cpu", enabled=False),
         )  # fmt: skip
         planned = schedule(LR=0.1, weight_decay=0, first=0)
-        updater = optimizer.Updater(network, optimizer.optimizer(network), planned, Ranks())
+        updater = Updater(network, optimizer(network), planned, Ranks())
         updater.begin(0)
         loss, logits = main.gradients(run, network, updater, Criterion(smoothing=0.1), images, labels, 8)
         assert logits.shape == (8, 5)
@@ -134,7 +135,7 @@ def test_averaged_weights_are_tested_kept_and_continued(tmp_path: Path) -> None:
     run = tmp_path / "a" / "mnist" / "alexnetbn"
     found = checkpoint.newest(run / "checkpoints")
     assert found is not None
-    state, kept = found[1], checkpoint.read(run / "model_2.pt")["network"]
+    state, kept = found[1], archive.read(run / "model_2.pt")["network"]
     assert all(torch.equal(kept[name], state["updater"]["averaged"][name]) for name in kept)
     assert not all(torch.equal(kept[name], state["network"][name]) for name in kept)
     assert all(math.isfinite(record["test_loss"]) for record in state["progress"]["history"])
@@ -145,10 +146,10 @@ def test_averaged_weights_are_tested_kept_and_continued(tmp_path: Path) -> None:
 def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
     # The limit counts from what the imports take, which differs by gigabytes between builds of torch.
     limited = (
-        "import resource, sys, pathlib, torch, torchvision, training, main, utils\n"
+        "import resource, sys, pathlib, torch, torchvision, main\nfrom base.errors import clear_errors\n"
         "used = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 29),) * 2)\n"
-        "with utils.clear_errors():\n    main.main(sys.argv[1:])\n"
+        "with clear_errors():\n    main.main(sys.argv[1:])\n"
     )
     command = [sys.executable, "-c", limited, "--dataset", "synthetic", "--synthetic", "256:4:224", "--netType", "squeezenet"]
     command += ["--batchSize", "256", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path), "--nEpochs", "1"]

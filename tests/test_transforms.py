@@ -12,10 +12,10 @@ from torchvision import transforms as reference
 from torchvision.transforms.v2 import functional as v2
 
 import augmentation
-import transforms
 from augmentation import colour, geometry
+from augmentation.resize import crop, resize, resized_crop
 from datasets import decode
-from transforms import Pipeline, crop, resize
+from transforms import Pipeline
 
 
 def jpeg(pixels: np.ndarray, **how: object) -> bytes:
@@ -125,7 +125,7 @@ def test_a_cut_file_is_refused_and_never_half_grey(photographs: list[np.ndarray]
 def test_arrays_are_scaled_and_cropped_as_torchvision_does(photographs: list[np.ndarray]) -> None:
     images = batch(photographs)
     offsets = np.array([[3, 5], [0, 0], [8, 24], [1, 2], [3, 3], [7, 0]])
-    matrices = transforms.resized_crop(images, (64, 64), offsets, 40, "bicubic")
+    matrices = resized_crop(images, (64, 64), offsets, 40, "bicubic")
     kernel = crop(resize(images, (64, 64), "bicubic"), offsets, 40)
     assert (matrices.int() - kernel.int()).abs().max() <= 1
     bicubic = Pipeline([], 64, 40, interpolation="bicubic").arrays(images, 0, np.arange(6))

@@ -110,7 +110,7 @@ def run(trials: int = 30, seed: int = 1, root: bool | None = None) -> dict[str, 
 
 def remount() -> None:
     """Turn the folder of checkpoints read-only at the third step, as a kernel does that has met an error."""
-    from run import Run
+    from run.run import Run
 
     real = Run.after_step
 

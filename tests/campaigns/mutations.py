@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from rig import checkpoint, finish, options, run_folder, scratch, script, write_set
 
+from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
 from datasets.folder import folder
-from plan import Plan
+from loading.plan import Plan
+from loading.workers import Reader, Task
 from transforms import Pipeline
-from utils import Refused
-from workers import Reader, Task
 
 SHARES = {"jpeg": 10, "png": 10, "idx": 2, "cifar": 2, "hdf5": 2, "checkpoint": 2}
 SECONDS, MEMORY = 2.0, 1 << 30  # of one file; what a child may allocate above what it begins with

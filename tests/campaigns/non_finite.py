@@ -7,24 +7,22 @@ import torch
 from rig import Child, checkpoint, options, run_folder, scratch, script
 from torch import nn
 
-import metrics
 import model
-import optimizer
-import ranks
-import schedule
+from training import metrics, ranks, schedule
+from training.updater import Updater, optimizer
 
 PLACES = ("activation", "loss", "gradient")
 VALUES = (float("nan"), float("inf"), float("-inf"))
 
 
-def copy(network: nn.Module, updater: optimizer.Updater) -> list[torch.Tensor]:
+def copy(network: nn.Module, updater: Updater) -> list[torch.Tensor]:
     """Return copies of all that a step changes."""
     momentum = [value for state in updater.optimizer.state.values() for value in state.values()]
     more = [] if updater.averaged is None else list(updater.averaged.state_dict().values())
     return [tensor.detach().clone() for tensor in [*network.state_dict().values(), *momentum, *more]]
 
 
-def step(network: nn.Module, updater: optimizer.Updater, number: int, place: str | None, value: float) -> torch.Tensor:
+def step(network: nn.Module, updater: Updater, number: int, place: str | None, value: float) -> torch.Tensor:
     """Do one training step with `value` put into one place of it; return whether it counted."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
@@ -53,7 +51,7 @@ def run(trials: int = 180, seed: int = 1) -> dict[str, Any]:
     network = model.create("tiny", 4, 16)
     network.train()
     planned = schedule.schedule(LR=0.05, weight_decay=5e-4, first=0)
-    updater = optimizer.Updater(network, optimizer.optimizer(network), planned, ranks.Ranks(), average=0.9)
+    updater = Updater(network, optimizer(network), planned, ranks.Ranks(), average=0.9)
     for trial in range(trials):
         poisoned = trial == 0 or trial % 2 == 1 or pick.random() < 0.3
         place = PLACES[trial % len(PLACES)] if poisoned and updater.in_a_row < 2 else None

@@ -9,10 +9,10 @@ import torch.multiprocessing as multiprocessing
 from rig import scratch, script
 
 import data
-import metrics
 from datasets.images import ArrayImages
-from plan import Plan
-from ranks import Ranks
+from loading.plan import Plan
+from training import metrics
+from training.ranks import Ranks
 from transforms import Pipeline
 
 MOST = 50

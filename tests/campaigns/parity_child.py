@@ -10,7 +10,7 @@ from torch import nn
 import configs
 import main
 from models import NETWORKS, Entry
-from optimizer import Updater
+from training.updater import Updater
 
 
 def plain(classes: int, size: int, stem: str) -> nn.Module:

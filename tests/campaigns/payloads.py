@@ -24,12 +24,12 @@ from PIL import Image
 from rig import checkpoint, scratch, script, write_set
 
 import model
+from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
 from datasets.folder import folder
-from plan import Plan
+from loading.plan import Plan
+from loading.workers import Reader, Task
 from transforms import Pipeline
-from utils import Refused
-from workers import Reader, Task
 
 MEMORY, SECONDS = 512 << 20, 5
 SECRET = b"the canary's own words"

@@ -27,10 +27,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-import checkpoint
 import main
+from base import archive
+from base.errors import clear_errors
 from models import NETWORKS, Entry
-from run import Run
+from run import checkpoint
+from run.run import Run
 
 RESULTS = ROOT / "benchmark" / "results" / "reliability.json"
 CLOCKS = {"seconds", "data_seconds", "compute_seconds", "test_seconds", "images_per_second", "peak_memory_bytes"}
@@ -110,7 +112,7 @@ class Child:
             count_steps(self.counter)
             if before is not None:
                 before()
-            with main.utils.clear_errors():
+            with clear_errors():
                 main.main(arguments)
             status = 0
         except SystemExit as error:
@@ -208,7 +210,7 @@ def fingerprint(folder: Path) -> str:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     digest.update(json.dumps(without_clocks(log)).encode())
     for path in sorted(run.glob("*.pt")):
-        weights = checkpoint.read(path)
+        weights = archive.read(path)
         digest.update(path.name.encode())
         feed(digest, weights["network"])
     return digest.hexdigest()

@@ -7,7 +7,8 @@ import time
 import rig
 
 import main
-from run import Run
+from base.errors import clear_errors
+from run.run import Run
 
 after_step = Run.after_step
 
@@ -20,5 +21,5 @@ def slower(self: Run, sums: object) -> None:
 if __name__ == "__main__":
     assert rig.NETWORKS["tiny"]
     Run.after_step = slower  # type: ignore[method-assign]
-    with main.utils.clear_errors():
+    with clear_errors():
         main.main(sys.argv[1:])

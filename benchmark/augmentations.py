@@ -14,6 +14,7 @@ import torch
 import augmentation
 import utils
 from augmentation import AUGMENTATIONS, MIX, WINDOW
+from base.text import table
 from benchmark import timing
 from transforms import Pipeline
 
@@ -37,7 +38,7 @@ def main() -> None:
     images = images.to(arguments.device)
     figures = {text: milliseconds(text, images, arguments.repetitions) for text in [*names, CHAIN]}
     shape = f"{arguments.batch} x 3 x {arguments.size} x {arguments.size}"
-    utils.table([[f"{shape}, {arguments.device}", "ms"], *([name, f"{value:.3f}"] for name, value in figures.items())])
+    table([[f"{shape}, {arguments.device}", "ms"], *([name, f"{value:.3f}"] for name, value in figures.items())])
     timing.write(arguments.json, {"milliseconds": figures, "shape": shape})
 
 

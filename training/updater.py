@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ranks import Ranks
-from schedule import Schedule
-from utils import Arriving, Failed
+from base.errors import Failed
+from training.ranks import Ranks
+from training.schedule import Schedule
+from utils import Arriving
 
 MOST_BAD = 3  # bad steps in a row that end the run
 MOST_BAD_SCALED = 24  # with fp16: a scale of 2^16 that halves at each of them is far below 1 then

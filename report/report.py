@@ -9,7 +9,6 @@ import csv
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import metrics
-from utils import printable, whole_file
+from base.files import whole_file
+from base.text import printable
+from report.tables import Tested
+from training import metrics
 
 FIRST = 5.0  # seconds that the first pictures may cost, what draws them has to be loaded
 SHARE = 0.01  # of a run's time that pictures may take
@@ -26,17 +27,6 @@ ERRORS = 24  # images on the sheet of errors
 POINTS = 500  # losses of single steps that an epoch adds to TensorBoard
 SHEET = 16  # images of the first batch
 SHOWN = ("train_loss", "test_loss", "train_top1", "test_top1", "train_top5", "test_top5", "test_map", "lr", "images_per_second")
-
-
-@dataclass
-class Tested:
-    """What a test leaves to be drawn. scores: (N, K) probabilities; labels, indices: (N,); images: some, by their indices."""
-
-    scores: Tensor
-    labels: Tensor
-    indices: np.ndarray
-    classes: list[str]
-    images: Callable[[np.ndarray], Tensor]  # (n,) indices -> (n, 3, S, S) uint8, as the network sees them
 
 
 class Report:
@@ -92,7 +82,7 @@ class Report:
         """Write all pictures and tables of an epoch, or of a test alone."""
         if self.bare:
             return
-        import pictures
+        from report import pictures
 
         with self._harmless():
             if history:
@@ -174,7 +164,7 @@ class Report:
 
     def _errors(self, tested: Tested, sheet: Callable[..., None]) -> None:
         """Draw mistakes.png: the errors that the network was most sure of."""
-        from pictures import shortened
+        from report.pictures import shortened
 
         places = metrics.confident_errors(tested.scores, tested.labels, ERRORS)
         path = self.folder / "mistakes.png"

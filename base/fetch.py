@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import Refused, sync_folder
+from base.errors import Refused
+from base.files import sync_folder
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte

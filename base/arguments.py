@@ -8,18 +8,16 @@ import types
 import typing
 from typing import Any, NoReturn
 
-from datasets import DATASETS
-from escape import printable
-from models import NETWORKS, OURS
-
-LISTED_NETWORKS = f": {', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
+from base.text import printable
 
 
-def option(default: Any, group: str, about: str, *, choices: Any = None, low: float | None = None, shown: str = "") -> Any:
-    """Declare one option. choices: allowed values; low: the smallest number; shown: the default as `--help` says it."""
-    return dataclasses.field(
-        default=default, metadata={"group": group, "help": about, "choices": choices, "low": low, "shown": shown}
-    )
+def option(
+    default: Any, group: str, about: str, *, choices: Any = None, listed: str = "", low: float | None = None, shown: str = ""
+) -> Any:
+    """Declare one option. choices: allowed values; listed: how they are named where they are many; low: the smallest number;
+    shown: the default as `--help` says it."""
+    metadata = {"group": group, "help": about, "choices": choices, "listed": listed, "low": low, "shown": shown}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +38,7 @@ def described(name: str, field: dataclasses.Field) -> dict[str, Any]:
         action = "store_true" if name in ("continue_", "overwrite", "test") else argparse.BooleanOptionalAction
         return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
     choices = field.metadata["choices"]
-    listed = f": {', '.join(DATASETS)}" if name == "dataset" else LISTED_NETWORKS if name == "netType" else ""
+    listed = field.metadata["listed"] and f": {field.metadata['listed']}"
     argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
     argument |= {"type": reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
     if choices and not listed:
@@ -61,7 +59,7 @@ def reader(name: str, kind: type, field: dataclasses.Field) -> Any:
 
     def read(text: str) -> Any:
         if choices and text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {allowed(choices)}{nearest(text, choices)}")
+            raise argparse.ArgumentTypeError(f"'{text}' is not {allowed(field)}{nearest(text, choices)}")
         try:
             value = kind(text)
         except ValueError:
@@ -73,10 +71,8 @@ def reader(name: str, kind: type, field: dataclasses.Field) -> Any:
     return read
 
 
-def allowed(choices: Any) -> str:
-    if choices is NETWORKS:
-        return f"one of {', '.join(OURS)} or of torchvision's networks"
-    return f"one of {', '.join(choices)}"
+def allowed(field: dataclasses.Field) -> str:
+    return f"one of {field.metadata['listed'] or ', '.join(field.metadata['choices'])}"
 
 
 def _wanted(kind: type, low: float | None) -> str:

@@ -23,19 +23,21 @@ import torch
 import torch.nn.functional as F
 
 import augmentation
+import configs
 import data
 import main as suite
 import model
-import training
 import utils
+from base.errors import clear_errors
+from base.text import table
 from benchmark import timing
-from metrics import Criterion, Sums
-from optimizer import Updater, optimizer
-from plan import Plan
-from ranks import Ranks
-from schedule import schedule
+from loading.deaths import end_workers
+from loading.plan import Plan
+from training.metrics import Criterion, Sums
+from training.ranks import Ranks
+from training.schedule import schedule
+from training.updater import Updater, optimizer
 from transforms import Pipeline
-from workers import end_workers
 
 PARTS = ("wait", "copy", "augment", "forward", "backward", "update", "sums")
 
@@ -115,7 +117,7 @@ class Ours:
 
     def __init__(self, arguments: argparse.Namespace, name: str, images: Any, steps: str, sizes: tuple[int, int]) -> None:
         device = self.device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
-        self.precision = training.precision(arguments.precision, device)
+        self.precision = configs.precision(arguments.precision, device)
         network = model.create(name, images.classes, sizes[1]).to(device).to(memory_format=torch.channels_last)
         self.network = network.train()
         self.trained = torch.compile(network) if arguments.compile else network
@@ -198,7 +200,7 @@ class Theirs:
             persistent_workers=arguments.nThreads > 0, pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork" if arguments.nThreads else None,
         )  # fmt: skip
-        self.precision = training.precision(arguments.precision, self.device)
+        self.precision = configs.precision(arguments.precision, self.device)
         self.network = model.create(name, classes, sizes[1]).body.to(self.device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, weight_decay=5e-4)
 
@@ -258,7 +260,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = arguments_of()
     utils.keep_memory()
-    with utils.clear_errors():
+    with clear_errors():
         results = {name: measure(arguments, name) for name in arguments.netType}
         timing.write(arguments.json, {"networks": results})
         if arguments.plot:
@@ -306,7 +308,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         figure["ours_is_faster_by"] = seconds / figures["ours"]["seconds_per_batch"]
         cells = [f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", f"{share:.0%}", f"x {figure['ours_is_faster_by']:.3f}"]
         rows.append([way, *cells])
-    utils.table(rows)
+    table(rows)
     print("a step of ours: " + ", ".join(f"{part} {1000 * value / len(ours.plan):.2f} ms" for part, value in parts.items()))
     memory = utils.peak_memory(ours.device)
     print(f"waiting for data: {parts['wait'] / whole:.1%} of the time; at most {memory / 2**20:.0f} MiB\n", flush=True)
@@ -319,7 +321,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     """Draw each network's step as a bar of its parts."""
     from matplotlib.figure import Figure
 
-    import pictures
+    from report import pictures
 
     figure = Figure(figsize=(9, 1.5 + 0.6 * len(results)), layout="constrained")
     axes = figure.subplots()

@@ -11,9 +11,10 @@ import augmentation
 import configs
 import data
 import opts
-import utils
-from arguments import Parser
-from plan import Plan
+from base.arguments import Parser
+from base.errors import clear_errors
+from base.files import whole_file
+from loading.plan import Plan
 
 IMAGES, DRAWS = 8, 8  # rows and columns of the sheet
 GAP = 2  # pixels between two images
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     out = own.out
     if not out.parent.is_dir():
         parser.error(f"argument --out: there is no folder {out.parent}")
-    with utils.clear_errors():
+    with clear_errors():
         options = opts.parse(arguments)
         train, _ = configs.open_both(options)
         pipeline = configs.pipeline(options, augmentation.parse(options.augment))
@@ -52,7 +53,7 @@ def save(images: Tensor, path: Path) -> None:
             sheet[top : top + height, left : left + width] = images[row, column].permute(1, 2, 0).numpy()
     scale = max(1, 96 // height)
     picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
-    with utils.whole_file(path, "wb") as file:
+    with whole_file(path, "wb") as file:
         picture.save(file, "PNG")
 
 

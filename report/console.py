@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import printable, whole_file, write_json
+from base.files import whole_file, write_json
+from base.text import printable
 
 COLUMNS = ("epoch", "train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "seconds", "images_per_second")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from randomness import shuffled, uniforms
+from base.randomness import shuffled, uniforms
 
 AT_ONCE = 32  # batches whose images are worked out together
 

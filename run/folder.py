@@ -1,57 +1,49 @@
-"""What one process of a run holds: its folder under lock, its answers to signals, the processes that read for it."""
+"""A run's folder: its lock, what may be removed from it, and the record of what the run is."""
 
+import contextlib
 import fcntl
 import os
+import platform
+import shlex
 import shutil
-import signal
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from utils import Refused
-from workers import end_workers
+import numpy
+import torch
+import torchvision
 
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+from base.errors import Refused
+from base.files import write_json
+from training.ranks import Ranks
 
 
-class Stopped(SystemExit):
-    """The run was asked to stop and has saved what it did. Its status is 128 + the signal's number."""
+def _remove_empty(folder: Path) -> None:
+    (folder / "lock").unlink(missing_ok=True)
+    for place in (folder, *folder.parents[:2]):
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
-class Signals:
-    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and go on.
+def record(folder: Path, options: dict[str, Any], settings: dict[str, Any], split: Path | None) -> None:
+    """Write options.json: from here on the folder holds a run. split: the file that keeps its split, to be copied."""
+    if split is not None:
+        shutil.copy(split, folder / "split.csv")
+    about = {"command": shlex.join(sys.argv), "time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "commit": _commit()}
+    write_json(folder / "options.json", {"options": options, **about, **settings})
 
-    Until `armed` nothing is there to save, so the first one stops at once.
-    """
 
-    def __init__(self) -> None:
-        self.stop: int | None = None
-        self.save = False
-        self.armed = False
-        self.before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOPPING, self._on_stop)
-        handlers[signal.SIGUSR1] = self._on_save
-        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _on_save(self, number: int, frame: FrameType | None) -> None:
-        self.save = True
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.armed and self.stop is None:
-            self.stop = number
-            return
-        end_workers()
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+def _commit() -> str | None:
+    """Return the git commit of this code, None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError):
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result.stdout.strip() or None
+    return None
 
 
 class Lock:
@@ -97,3 +89,12 @@ def clear_folder(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+    """Return what a run's bits depend on, its options aside."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} {name}", "threads": torch.get_num_threads(), "ranks": ranks.world,
+        "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "numpy": str(numpy.__version__),
+    }  # fmt: skip

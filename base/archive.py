@@ -1,0 +1,67 @@
+"""One torch.save file: written whole, verified, read as plain data only."""
+
+import errno
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from base.files import whole_file
+from base.text import printable
+
+MOST_PICKLE = 64 << 20  # bytes of the zip's pickle: names and numbers only, the tensors lie beside it
+
+
+class Damaged(ValueError):
+    """A file that is no whole checkpoint. The message names it."""
+
+
+def write(path: Path, value: Any) -> None:
+    """Write `value` so that `path` is either as before or whole and on the disk. Raises OSError, RuntimeError."""
+    with whole_file(path, "wb", check=verify) as file:
+        torch.save(value, file)
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Raise Damaged unless `path` is a zip of torch.save with nothing missing, changed or packed.
+
+    torch.load checks no CRC: of 600 files with one bit flipped it read 571 without a word.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, os.path.getsize(path))
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError) as error:
+        raise Damaged(f"{path} is damaged or no checkpoint: {error}") from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # an offset that leads before the file's begin
+            raise Damaged(f"{path} is damaged: an entry's place lies outside of it") from None
+        raise
+    if damaged:
+        raise Damaged(f"{path} is damaged: {damaged} has a wrong CRC")
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names) or not any(name.endswith("/data.pkl") for name in names):
+        raise ValueError("its entries are not those of torch.save")
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+        raise ValueError("it has packed or encrypted entries")
+    if any(".." in name.split("/") or name.startswith("/") for name in names):
+        raise ValueError("an entry's name leads out of the file")
+    if sum(entry.file_size for entry in entries) > length:
+        raise ValueError("its entries are larger than the file")
+    if any(entry.file_size > MOST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+        raise ValueError("its pickle is too large")
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+    """Return what `write` wrote, on the CPU. Raises Damaged, OSError. Nothing in the file is ever run."""
+    verify(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle can fail in any way; each means that this is no checkpoint of ours
+        raise Damaged(f"{path} is no checkpoint: {printable(str(error).splitlines()[0] if str(error) else error)}") from None

@@ -1,0 +1,1 @@
+"""Which images make up a batch, and the processes that read them."""

@@ -1,0 +1,49 @@
+"""What one process of a run holds: its folder under lock, its answers to signals, the processes that read for it."""
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from loading.deaths import end_workers
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and has saved what it did. Its status is 128 + the signal's number."""
+
+
+class Signals:
+    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and go on.
+
+    Until `armed` nothing is there to save, so the first one stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self.save = False
+        self.armed = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOPPING, self._on_stop)
+        handlers[signal.SIGUSR1] = self._on_save
+        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _on_save(self, number: int, frame: FrameType | None) -> None:
+        self.save = True
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        if self.armed and self.stop is None:
+            self.stop = number
+            return
+        end_workers()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

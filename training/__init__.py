@@ -1,0 +1,1 @@
+"""One optimizer step, and everyone who takes part in it."""
