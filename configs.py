@@ -1,4 +1,6 @@
-"""From options to a run: device and folder, loaders, network, optimizer."""
+"""From options to every part of a run: device and folder, loaders, network, loss, optimizer,
+header.
+"""
 
 import contextlib
 import json
@@ -18,28 +20,32 @@ import model
 import utils
 from base.errors import Refused
 from base.randomness import key
-from base.text import printable
-from datasets.images import ArrayImages, FileImages, Limits, titles
+from base.text import listed, printable
+from data import ArrayLoader, FileLoader, Images
+from datasets.images import FileImages, Limits, display_names
 from loading.plan import BalancedPlan, Plan
-from model import Network, pretrained, read_weights
+from model import Network, Spec
 from models import NETWORKS
 from models.layers import SMALL
 from models.recompute import recompute
 from opts import FREE, Options
-from report.console import Logger
+from report.console import Console
 from report.report import Report
 from run import checkpoint, folder
-from run.folder import Lock, _remove_empty, environment, prepare_folder
-from run.run import Run, ending
+from run.checkpoint import Progress, Saved
+from run.run import Run, RunOptions, ending
 from run.signals import Signals
+from run.watch import Watch
 from training.batchnorm import synchronise
 from training.metrics import Criterion
-from training.ranks import Ranks, join, leave, wrap
-from training.schedule import Schedule, schedule
-from training.updater import Updater, optimizer
+from training.ranks import Ranks, join, leave, make_distributed
+from training.schedule import Schedule, make_schedule
+from training.step import Step
+from training.updater import Updater, make_optimizer
 from transforms import Pipeline
 
 SAMPLE = 10_000  # images that mean and standard deviation are taken from
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextlib.contextmanager
@@ -49,66 +55,96 @@ def start(options: Options) -> Iterator[Run]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     ranks = join(device)
-    torch.backends.cudnn.enabled = options.backend == "cudnn"
-    torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in one order with it
-    torch.use_deterministic_algorithms(options.deterministic)
+    _set_backends(options)
     utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")
+
     new = ranks.first and not options.folder.exists()
-    with Signals() as signals, Lock(options.folder) if ranks.first else contextlib.nullcontext():
+    lock = folder.Lock(options.folder) if ranks.first else contextlib.nullcontext()
+    with Signals() as signals, lock:
         try:
             with ranks.in_turn("folder"):
                 if ranks.first:
-                    prepare_folder(options.folder, go_on=options.continue_, overwrite=options.overwrite)
-                run = _run(options, ranks, device, signals)
+                    resume, overwrite = options.continue_, options.overwrite
+                    folder.prepare_folder(options.folder, resume=resume, overwrite=overwrite)
+                run = _make_run(options, ranks, device, signals)
             with ending(run):
                 yield run
             leave()
         except Refused:
-            if new:  # nothing half-written where nothing was
-                _remove_empty(options.folder)
+            # Nothing half-written where nothing was.
+            if new:
+                folder.remove_empty(options.folder)
             raise
 
 
-def _run(options: Options, ranks: Ranks, device: torch.device, signals: Signals) -> Run:
-    folder, bare = options.folder, options.logger == "none" or not ranks.first
+def _set_backends(options: Options) -> None:
+    """Set what torch keeps for the whole process."""
+    torch.backends.cudnn.enabled = options.backend == "cudnn"
+    torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if options.deterministic:
+        # cuBLAS adds up in one order with it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(options.deterministic)
+
+
+def _make_run(options: Options, ranks: Ranks, device: torch.device, signals: Signals) -> Run:
+    where, precision = options.folder, choose_precision(options.precision, device)
+    console = Console(where, quiet=not ranks.first, verbose=options.verbose)
+    disabled = options.logger == "none" or not ranks.first
+    recorded = options.recorded()
     return Run(
-        folder=folder, device=device, ranks=ranks, seed=options.manualSeed, signals=signals,
-        logger=Logger(folder, quiet=not ranks.first, verbose=options.verbose),
-        report=Report(folder, options.recorded(), bare=bare, histograms=options.histograms),
-        saver=checkpoint.Saver(folder / "checkpoints", options.keep), interval=checkpoint.Interval(options.saveEvery),
-        resume_command=options.resume_command, snapshot=options.snapshot, epochs=options.nEpochs,
-        settings=environment(device, ranks),
-        saved=checkpoint.newest(folder / "checkpoints") if options.continue_ else None,
-        overwrite=options.overwrite, accumulate=options.accumulate,
-        precision=precision(options.precision, device),
-    )  # fmt: skip
+        folder=where,
+        step=Step(device, ranks, options.manualSeed, options.accumulate, precision),
+        options=RunOptions(
+            options.nEpochs, options.snapshot, options.overwrite, options.resume_command
+        ),
+        environment=folder.environment(device, ranks),
+        signals=signals,
+        console=console,
+        report=Report(where, recorded, disabled=disabled, histograms=options.histograms),
+        watch=Watch(console, where, device),
+        saver=checkpoint.Saver(where / "checkpoints", options.keep, options.save_interval),
+        saved=checkpoint.newest(where / "checkpoints") if options.continue_ else None,
+    )
 
 
-def open_both(options: Options) -> tuple[data.Images, data.Images]:
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Return autocast's type, None for float32 throughout."""
+    if name == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        name = "bf16" if native else "fp32"
+    return PRECISIONS[name]
+
+
+def open_both(options: Options) -> tuple[Images, Images]:
     """Open the training and the test images. Raises Refused."""
-    more: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if options.valShare is not None:
-        more |= {"val_share": options.valShare, "seed": options.manualSeed, "split_file": split_path(options)}
+        settings |= {"val_share": options.valShare, "seed": options.manualSeed}
+        settings["split_file"] = split_path(options)
     elif options.dataset in ("folder", "ilsvrc2012"):
-        more["index"] = Path(options.expDir, options.dataset)
+        settings["index"] = Path(options.expDir, options.dataset)
     if options.storage:
-        more |= {"storage": options.storage, "source": options.dbcollection}
+        settings |= {"storage": options.storage, "source": options.dbcollection}
     if options.dataset == "synthetic":
-        more["shape"] = tuple(int(part) for part in options.synthetic.split(":"))
-    train = data.open_images(options.dataset, options.data_dir, "train", **more)
-    test = data.open_images(options.dataset, options.data_dir, "test", classes=train.classes, **more)
-    limits = Limits(options.maxMegabytes << 20, options.maxMegapixels * 10**6, options.followLinks)
+        settings["shape"] = options.synthetic_shape
+
+    name, root = options.dataset, options.data_dir
+    train = data.open_images(name, root, "train", **settings)
+    test = data.open_images(name, root, "test", classes=train.classes, **settings)
+    megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
+    limits = Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
     for images in (train, test):
         if isinstance(images, FileImages):
             images.limits = limits
-    absent = sorted(set(range(len(train.classes))) - set(np.unique(test.labels).tolist()))
+
+    present = set(np.unique(test.labels).tolist())
+    absent = [name for label, name in enumerate(train.classes) if label not in present]
     if absent:
-        names = ", ".join(printable(train.classes[label]) for label in absent[:5])
-        print(f"warning: {len(absent)} classes have no test image: {names}{', ...' if len(absent) > 5 else ''}", flush=True)
+        print(f"warning: {len(absent)} classes have no test image: {listed(absent)}", flush=True)
     return train, test
 
 
@@ -118,187 +154,310 @@ def split_path(options: Options) -> Path:
     return Path(options.expDir, options.dataset, f"split-{key(str(where)):016x}.csv")
 
 
-def loaders(options: Options, run: Run) -> tuple[Any, Any]:
-    """Return the loaders of the training and of the test images."""
-    with run.ranks.in_turn("data"):  # which the first may have to fetch
+AnyLoader = ArrayLoader | FileLoader
+
+
+def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
+    """Return the loaders of the training and of the test images. Raises Refused."""
+    # The first rank may have to fetch them.
+    with run.ranks.in_turn("data"):
         train, test = open_both(options)
-    rank, world = run.ranks.rank, run.ranks.world
-    plan = Plan(len(train), options.batchSize, options.manualSeed, True, options.limit, rank, world)
-    if options.balanced:
-        plan = BalancedPlan(**plan.__dict__, labels=train.labels)
-    if not len(plan) or plan.images < 2:
-        raise Refused(f"{plan.images} training images are in a pass, 2 are needed at least: look at {train.where} and --limit")
-    if plan.images < min(len(train), options.limit or len(train)):
-        run.logger.say("the last batch of each epoch would be 1 image, too few for batch norm: it is left out")
+    run.watch.reads_files = isinstance(train, FileImages)
     if options.valShare is not None:
-        run.logger.say(f"split     {len(train)} images to train on, {len(test)} to test on: {run.folder / 'split.csv'}")
-    run.files = isinstance(train, FileImages)
-    test_plan = Plan(len(test), options.batchSize, limit=options.limit, rank=rank, world=world)
-    settings: dict[str, Any] = {"workers": options.nThreads, "start_method": options.startMethod, "timeout": options.timeout}
-    settings["skip"] = options.badImages == "skip"
+        sides = f"{len(train)} images to train on, {len(test)} to test on"
+        run.console.say(f"split     {sides}: {run.folder / 'split.csv'}")
+
+    steps, ten = options.steps, options.tenCrop
+    plan = _train_plan(options, run, train)
+    ranks = run.ranks
+    test_plan = Plan(
+        len(test), options.batchSize, limit=options.limit, rank=ranks.rank, world=ranks.world
+    )
+    settings: dict[str, Any] = {
+        "workers": options.nThreads,
+        "start_method": options.startMethod,
+        "timeout": options.timeout,
+        "skip": options.badImages == "skip",
+    }
+    device = run.step.device
     return (
-        data.loader(train, pipeline(options, augmentation.parse(options.augment)), plan, run.device, **settings),
-        data.loader(test, pipeline(options, [], ten=options.tenCrop), test_plan, run.device, **settings),
+        data.make_loader(train, make_pipeline(options, steps), plan, device, **settings),
+        data.make_loader(test, make_pipeline(options, ten=ten), test_plan, device, **settings),
     )
 
 
-def pipeline(options: Options, steps: list[augmentation.Step], *, ten: bool = False) -> Pipeline:
-    sizes = options.imageSize, options.cropSize
+def _train_plan(options: Options, run: Run, images: Images) -> Plan:
+    """Return which images make up a training batch. Raises Refused where there are fewer than 2."""
+    count, ranks = len(images), run.ranks
+    plan = Plan(
+        count, options.batchSize, options.manualSeed, True, options.limit, ranks.rank, ranks.world
+    )
+    if options.balanced:
+        plan = BalancedPlan(**plan.__dict__, labels=images.labels)
+    if plan.image_count < 2:
+        found = f"found {plan.image_count}"
+        raise Refused(
+            f"an epoch needs at least 2 training images, {found}: check {images.where} and --limit"
+        )
+    if plan.image_count < min(count, options.limit or count):
+        run.console.say(
+            "the last batch of each epoch would be 1 image, too few for batch norm: it is left out"
+        )
+    return plan
+
+
+def make_pipeline(
+    options: Options, steps: list[augmentation.Step] | None = None, *, ten: bool = False
+) -> Pipeline:
+    """Return the pipeline of one pass: with no steps, of testing. Raises Refused."""
+    sizes, seed = (options.imageSize, options.cropSize), options.manualSeed
     try:
-        return Pipeline(steps, *sizes, seed=options.manualSeed, interpolation=options.interpolation, ten=ten)
+        return Pipeline(
+            steps or [], *sizes, seed=seed, interpolation=options.interpolation, ten=ten
+        )
     except ValueError as error:
         raise Refused(f"--augment: {error}") from None
 
 
-def statistics(options: Options, images: data.Images) -> tuple[list[float], list[float]]:
-    """Return each channel's mean and standard deviation over the first images of a keyed order, from the cache if there."""
+def statistics(options: Options, images: Images) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and standard deviation over the first images of a keyed order;
+    cached.
+    """
     ours = utils.load_ours("statistics")
-    where = str(Path(images.where).resolve()) if Path(images.where).exists() else f"{images.where} {options.synthetic}"
-    key = json.dumps({"where": where, "images": len(images), "imageSize": options.imageSize, "cropSize": options.cropSize})
+    where = f"{images.where} {options.synthetic}"
+    if Path(images.where).exists():
+        where = str(Path(images.where).resolve())
+    sizes = {"imageSize": options.imageSize, "cropSize": options.cropSize}
+    cache_key = json.dumps({"where": where, "images": len(images), **sizes})
 
     def compute() -> tuple[list[float], list[float]]:
-        plan, skip = Plan(len(images), 256, limit=SAMPLE), options.badImages == "skip"
-        source = data.loader(images, pipeline(options, []), plan, torch.device("cpu"), workers=options.nThreads, skip=skip)
-        bar = tqdm(source.epoch(0), "mean and deviation", len(source), unit="batch", leave=False, disable=None)
+        plan, cpu = Plan(len(images), 256, limit=SAMPLE), torch.device("cpu")
+        skip = options.badImages == "skip"
+        loader = data.make_loader(
+            images, make_pipeline(options), plan, cpu, workers=options.nThreads, skip=skip
+        )
+        title = "mean and deviation"
+        bar = tqdm(loader.epoch(0), title, len(loader), unit="batch", leave=False, disable=None)
         return ours.measure(batch.images for batch in bar)
 
-    return ours.cached(str(Path(options.expDir, options.dataset, "statistics.json")), key, compute)
+    path = Path(options.expDir, options.dataset, "statistics.json")
+    return ours.cached(str(path), cache_key, compute)
 
 
-def header(options: Options, run: Run, network: model.Network, train: Any, test: Any) -> None:
-    """Say what is about to be trained, on what and where."""
-    images, counts = train.images, np.bincount(train.images.labels, minlength=len(train.images.classes))
-    low, high = int(counts.argmin()), int(counts.argmax())
-    smallest, largest = (f"{printable(images.classes[label])} {counts[label]}" for label in (low, high))
-    sizes = f"{train.plan.images} of {len(images)} training and {test.plan.images} of {len(test.images)} test images"
-    free = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    total = model.parameters(network)
-    some = f", {free:,} of them train" if free < total else ""
-    cost = model.multiply_adds(network) / 1e9
-    plan = planned(options)
-    warm = f", {options.warmup:g} epochs of warm-up" if options.warmup else ""
-    ema = f"; averaged weights of decay {options.ema:g} are tested, kept as best and exported" if options.ema else ""
-    devices, unit = (run.ranks.world, "rank") if run.ranks.world > 1 else (options.nGPU, "GPU")
-    share = f"{options.batchSize / devices:g} a {unit}" if devices > 1 else ""
-    split = f"in {options.accumulate} parts" if options.accumulate > 1 else ""
-    batch = ", ".join(part for part in (f"global batch {options.batchSize}", share, split) if part)
-    kind = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.precision]
-    reading = f", {options.nThreads} processes that read" if isinstance(train, data.FileLoader) else ""
-    run.logger.say(
-        f"data      {options.dataset}: {sizes}; {len(images.classes)} classes, smallest {smallest}, largest {largest}\n"
-        f"pixels    {options.imageSize} -> {options.cropSize}, {options.augment}\n"
-        f"network   {options.netType}: {total:,} parameters{some}; {cost:.3g} billion multiply-adds an image\n"
-        f"training  {options.nEpochs} epochs of {len(train)} steps, {batch}; {options.optimizer}, learning rate {plan.rate:g}, "
-        f"{plan.kind} over {options.nEpochs * len(train)} steps{warm}, not scaled with the batch{ema}\n"
-        f"device    {run.settings['device']}, {kind}, {run.ranks.world} x {run.settings['threads']} threads{reading}\n"
-        f"folder    {run.folder}" + ("" if options.test else f"; go on with: {run.resume_command}")
+def make_network(options: Options, run: Run, images: Images) -> Network:
+    """Return the network on the run's device, with its weights where a file brings them.
+
+    Raises Refused.
+    """
+    shown = display_names(images)
+    network = model.create(
+        options.netType,
+        images.classes,
+        options.cropSize,
+        stem=options.stem,
+        image_size=options.imageSize,
+        interpolation=options.interpolation,
+        display_names=tuple(shown) if shown != images.classes else (),
     )
-
-
-def network(options: Options, run: Run, images: data.Images) -> model.Network:
-    """Return the network on the run's device, with its weights where a file brings them."""
-    made = model.create(
-        options.netType, images.classes, options.cropSize, stem=options.stem, image_size=options.imageSize,
-        interpolation=options.interpolation, titles=tuple(shown) if (shown := titles(images)) != images.classes else (),
-    )  # fmt: skip
     if options.syncBN and run.ranks.world > 1:
-        synchronise(made, run.device)
+        synchronise(network, run.step.device)
     if options.freeze:
-        model.freeze(made, options.freeze)
+        model.freeze(network, options.freeze)
     if run.saved is not None:
-        _refuse_other(made.spec, run)
-    weights = None
-    if run.saved is None:
-        with run.ranks.in_turn("weights"):
-            weights = options.retrain or (pretrained(options.netType) if options.pretrained else None)
-    if weights:
-        anew = model.load_weights(made, read_weights(weights), weights)
-        if anew:
-            run.logger.say(f"{weights} has other classes or heads: {', '.join(anew)} start anew")
-    elif run.saved is None:
-        with run.ranks.in_turn("statistics"):
-            made.normalise.set(*statistics(options, images))
+        _refuse_other(network.spec, run.saved)
+    else:
+        _initialise(options, run, network, images)
     if options.optimize:
-        recompute(made)
-    run.model = made.spec.plain()
-    return made.to(run.device).to(memory_format=torch.channels_last)
+        recompute(network)
+    return network.to(run.step.device).to(memory_format=torch.channels_last)
 
 
-def _refuse_other(spec: model.Spec, run: Run) -> None:
-    """Raise Refused where the checkpoint that a run goes on from is of another network or other classes."""
-    path, value = run.saved
-    before = model.Spec.read(value["model"])
-    for name in ("netType", "classes", "stem"):
+def _initialise(options: Options, run: Run, network: Network, images: Images) -> None:
+    """Fill the network from a file of weights; without one measure mean and deviation of the
+    images.
+    """
+    with run.ranks.in_turn("weights"):
+        weights = options.retrain
+        if options.pretrained:
+            weights = model.published_weights(options.netType)
+    if not weights:
+        with run.ranks.in_turn("statistics"):
+            network.normalise.set(*statistics(options, images))
+        return
+
+    fresh = model.load_weights(network, model.read_weights(weights), weights)
+    if fresh:
+        made_for = f"{weights} was made for other classes or heads"
+        run.console.say(f"{made_for}: reinitialised {', '.join(fresh)}")
+
+
+def _refuse_other(spec: Spec, saved: Saved) -> None:
+    """Raise Refused where the checkpoint that a run resumes from is of another network or other
+    classes.
+    """
+    before = Spec.from_plain(saved.spec)
+    names = {"netType": "net_type", "classes": "classes", "stem": "stem"}
+    for shown, name in names.items():
         was, now = getattr(before, name), getattr(spec, name)
-        if was != now:
-            shown = (was, now) if name != "classes" else (f"{len(was)} classes", f"{len(now)} classes or other names")
-            raise Refused(f"{path} has {name} {shown[0]}, not {shown[1]}: leave that as it was, or name another --expID")
-    if (before.cropSize < SMALL) != (spec.cropSize < SMALL):
+        if was == now:
+            continue
+        if name == "classes":
+            was, now = f"{len(was)} classes", f"{len(now)} classes or other names"
         raise Refused(
-            f"{path} was trained at {before.cropSize} pixels, where {spec.netType} has other layers than at {spec.cropSize}"
+            f"{saved.path} has {shown} {was}, not {now}: leave that as it was, or name another "
+            "--expID"
+        )
+    if (before.crop_size < SMALL) != (spec.crop_size < SMALL):
+        raise Refused(
+            f"{saved.path} was trained at {before.crop_size} pixels, where {spec.net_type} has "
+            "other layers than "
+            f"at {spec.crop_size}"
         )
 
 
-def changed(options: Options) -> dict[str, tuple[Any, Any]]:
-    """Return the options given anew that the run's bits depend on."""
-    return {name: change for name, change in options.changed.items() if name not in FREE}
+def make_updater(options: Options, run: Run, network: Network) -> Updater:
+    """Return what updates the network's weights.
 
-
-def precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Return autocast's type, None for float32 throughout."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def criterion(options: Options, images: ArrayImages | FileImages, device: torch.device) -> Criterion:
-    """Return the loss. With --classWeights a class weighs inversely to its images, 1 on average over all images."""
-    weights = None
-    if options.classWeights:
-        counts = np.bincount(images.labels, minlength=len(images.classes))
-        shares = len(images) / (len(images.classes) * np.maximum(counts, 1))
-        weights = torch.from_numpy(shares.astype(np.float32)).to(device)
-    return Criterion(weights, options.labelSmoothing)
-
-
-def updates(options: Options, run: Run, network: nn.Module) -> Updater:
-    """Return what updates the network's weights."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    Raises Refused where batch norm would see single images.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     share = options.batchSize // run.ranks.world
     if norms and not options.syncBN and share // min(options.accumulate, share) < 2:
         raise Refused(
-            f"--batchSize {options.batchSize}: {options.netType} has batch norm, which needs 2 images at least on each rank "
-            "and in each part: raise it"
+            f"--batchSize {options.batchSize}: {options.netType} has batch norm, which needs at "
+            "least 2 images on "
+            "each rank and in each part: raise it"
         )
-    made = optimizer(
-        network, options.optimizer, momentum=options.momentum, nesterov=options.nesterov, backbone=options.backboneLR,
+    optimizer = make_optimizer(
+        network,
+        options.optimizer,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        backbone=options.backboneLR,
         decay_all=options.decayAll,
-    )  # fmt: skip
+    )
     return Updater(
-        network, made, planned(options), run.ranks, clip=options.clip, average=options.ema,
-        scaled=run.precision == torch.float16,
-    )  # fmt: skip
+        network,
+        optimizer,
+        schedule_of(options),
+        run.ranks,
+        clip=options.clip,
+        average=options.ema,
+        scaled=run.step.precision == torch.float16,
+    )
 
 
-def planned(options: Options) -> Schedule:
+def schedule_of(options: Options) -> Schedule:
+    """Return the run's learning rate and weight decay."""
     entry = NETWORKS[options.netType]
-    first, decay = entry.LR, options.weightDecay
-    if options.optimizer == "adamw":  # its decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101
+    first, decay = entry.lr, options.weightDecay
+    # AdamW's decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101.
+    if options.optimizer == "adamw":
         first, decay = 1e-3, 0.05 if decay is None else decay
-    return schedule(
-        LR=options.LR, weight_decay=decay, first=first, regime=entry.regime, kind=options.schedule,
+    return make_schedule(
+        lr=options.LR,
+        weight_decay=decay,
+        first=first,
+        regime=entry.regime,
+        kind=options.schedule,
         warmup=options.warmup / options.nEpochs,
-    )  # fmt: skip
+    )
 
 
-def wrapped(options: Options, run: Run, network: Network) -> nn.Module:
-    """Return the network as it is trained: compiled, over several GPUs, over several ranks, or as it is."""
-    made: nn.Module = torch.compile(network) if options.compile else network  # type: ignore[assignment]
-    return wrap(utils.spread(made, run.device, options.nGPU), run.ranks, run.device)
+def make_criterion(options: Options, images: Images, device: torch.device) -> Criterion:
+    """Return the loss.
+
+    With --classWeights a class weighs inversely to its images, 1 on average over all images.
+    """
+    weights = None
+    if options.classWeights:
+        counts = np.bincount(images.labels, minlength=len(images.classes))
+        inverse = len(images) / (len(images.classes) * np.maximum(counts, 1))
+        weights = torch.from_numpy(inverse.astype(np.float32)).to(device)
+    return Criterion(weights, options.labelSmoothing)
 
 
-def record(options: Options, run: Run) -> None:
-    """Write down what the run is: from here on its folder holds a run."""
+def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
+    """Return the network as it is trained: compiled, over several GPUs, over several ranks, or as
+    it is.
+    """
+    trained: nn.Module = network
+    if options.compile:
+        trained = torch.compile(network)  # type: ignore[assignment]
+    trained = utils.spread(trained, run.step.device, options.nGPU)
+    return make_distributed(trained, run.ranks, run.step.device)
+
+
+def resume(options: Options, run: Run, network: Network, updater: Updater) -> Progress:
+    """Fill the run from its checkpoint, if it has one, and write down what it is."""
+    changed = {name: pair for name, pair in options.changed.items() if name not in FREE}
+    progress = run.resume(changed, network, updater, wanted=options.continue_)
     if run.ranks.first:
         split = split_path(options) if options.valShare is not None else None
-        folder.record(run.folder, options.recorded(), run.settings, split)
+        folder.record(run.folder, options.recorded(), run.environment, split)
+    return progress
+
+
+def print_header(
+    options: Options, run: Run, network: Network, train: AnyLoader, test: AnyLoader
+) -> None:
+    """Say what is about to be trained, on what and where."""
+    lines = {
+        "data": _describe_data(options, train, test),
+        "pixels": f"{options.imageSize} -> {options.cropSize}, {options.augment}",
+        "network": _describe_network(network),
+        "training": _describe_training(options, run, len(train)),
+        "device": _describe_device(options, run, train),
+        "folder": f"{run.folder}",
+    }
+    if not options.test:
+        lines["folder"] += f"; resume with: {run.options.resume_command}"
+    run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
+
+
+def _describe_data(options: Options, train: AnyLoader, test: AnyLoader) -> str:
+    images = train.images
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    low, high = int(counts.argmin()), int(counts.argmax())
+    smallest, largest = (f"{printable(images.classes[k])} {counts[k]}" for k in (low, high))
+    training = f"{train.plan.image_count} of {len(images)} training"
+    testing = f"{test.plan.image_count} of {len(test.images)} test images"
+    classes = f"{len(images.classes)} classes, smallest {smallest}, largest {largest}"
+    return f"{options.dataset}: {training} and {testing}; {classes}"
+
+
+def _describe_network(network: Network) -> str:
+    total = model.parameter_count(network)
+    training = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    some = f", {training:,} of them train" if training < total else ""
+    cost = f"{model.multiply_adds(network) / 1e9:.3g} billion multiply-adds an image"
+    return f"{network.spec.net_type}: {total:,} parameters{some}; {cost}"
+
+
+def _describe_training(options: Options, run: Run, steps: int) -> str:
+    devices, unit = (options.nGPU, "GPU") if run.ranks.world == 1 else (run.ranks.world, "rank")
+    batch = f"global batch {options.batchSize}"
+    if devices > 1:
+        batch += f", {options.batchSize / devices:g} a {unit}"
+    if options.accumulate > 1:
+        batch += f", in {options.accumulate} parts"
+
+    schedule = schedule_of(options)
+    rate = f"learning rate {schedule.rate:g}, {schedule.kind} over {options.nEpochs * steps} steps"
+    if options.warmup:
+        rate += f", {options.warmup:g} epochs of warm-up"
+    average = ""
+    if options.ema:
+        average = (
+            f"; averaged weights of decay {options.ema:g} are tested, kept as best and exported"
+        )
+    epochs = f"{options.nEpochs} epochs of {steps} steps"
+    return f"{epochs}, {batch}; {options.optimizer}, {rate}, not scaled with the batch{average}"
+
+
+def _describe_device(options: Options, run: Run, train: AnyLoader) -> str:
+    names = {value: name for name, value in PRECISIONS.items()}
+    precision = names[run.step.precision]
+    threads = f"{run.ranks.world} x {run.environment['threads']} threads"
+    workers = f", {options.nThreads} workers" if isinstance(train, FileLoader) else ""
+    return f"{run.environment['device']}, {precision}, {threads}{workers}"

@@ -1,11 +1,11 @@
-"""The loaders that bring batches to the device."""
+"""A data set by its name, and the loaders that bring its batches to the device."""
 
 import math
 import multiprocessing
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,14 +15,37 @@ from torch.utils.data import DataLoader
 from base.errors import Refused
 from base.text import printable
 from datasets import DATASETS
-from datasets.images import ArrayImages, FileImages
-from loading.deaths import Deaths, LostWorker, remove_left
-from loading.plan import Batch, Chosen, Plan
-from loading.workers import Reader, Task, Tasks, check_shared_memory, start_worker
+from datasets.images import ArrayImages, FileImages, StoredPixels
+from loading.deaths import LostWorker, WorkerWatch, remove_left
+from loading.plan import Batch, ChosenPlan, Plan
+from loading.workers import (
+    BadImage,
+    Decoded,
+    Reader,
+    Task,
+    Tasks,
+    check_shared_memory,
+    start_worker,
+)
 from transforms import Pipeline
 
 Images = ArrayImages | FileImages
-RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
+MAX_RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
+
+
+class Loader(Protocol):
+    """What brings batches, `ArrayLoader` or `FileLoader`. bad: images left out, by number."""
+
+    images: Any  # Images: a protocol's attributes are invariant, each loader has one kind
+    pipeline: Pipeline
+    plan: Plan
+    bad: dict[int, BadImage]
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+
+    def preview(self, indices: np.ndarray) -> Tensor: ...
 
 
 def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> Images:
@@ -30,125 +53,188 @@ def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> 
     if "storage" in settings:
         dbcollection = import_module("datasets.dbcollection")
         source, storage = settings["source"], settings["storage"]
-        return dbcollection.opened(name, source, data_dir, part, storage, classes=settings.get("classes"))
+        classes = settings.get("classes")
+        return dbcollection.open_part(name, source, data_dir, part, storage, classes=classes)
     module, function = DATASETS[name].opener.split(":")
     return getattr(import_module(f"datasets.{module}"), function)(data_dir, part, **settings)
 
 
 class ArrayLoader:
-    """Batches of images that lie in memory: one gather and one batched transform each, no processes."""
+    """Batches of images that lie in memory: one gather and one transform each, no workers."""
 
-    def __init__(self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device) -> None:
-        self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
-        self.pixels: Any = images.pixels  # or what reads them from a file: rows(indices)
-        if isinstance(images.pixels, Tensor):
-            stored = images.pixels.permute(0, 2, 3, 1).contiguous()  # channels last: resized twice as fast
-            self.pixels = stored.to(device) if device.type == "cuda" and stored.nbytes <= RESIDENT else stored
+    def __init__(
+        self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device
+    ) -> None:
+        self.images, self.pipeline, self.plan = images, pipeline, plan
+        self.device = device
         self.labels = torch.from_numpy(images.labels)
-        self.bad: dict[int, tuple[str, str]] = {}  # none: they were looked at as they were read
+        self.bad: dict[int, BadImage] = {}  # always empty: arrays were checked as they were read
+        self.pixels: Tensor | StoredPixels = images.pixels
+        if isinstance(images.pixels, Tensor):
+            # Channels last is resized twice as fast.
+            stored = images.pixels.permute(0, 2, 3, 1).contiguous()
+            resident = device.type == "cuda" and stored.nbytes <= MAX_RESIDENT
+            self.pixels = stored.to(device) if resident else stored
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
-        for number, indices in enumerate(self.plan.epoch(epoch, start), start):
-            images = self.pipeline.arrays(self._rows(indices), epoch, indices).to(self.device, non_blocking=True)
-            images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])  # grey ones look the same in each channel
-            images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices))
+        for batch_index, indices in enumerate(self.plan.epoch(epoch, start), start):
+            images = self.pipeline.cut_arrays(self._rows(indices), epoch, indices)
+            images = images.to(self.device, non_blocking=True)
+            # Grey images look the same in each channel.
+            images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+            images = self.pipeline.apply_steps(images, self.pipeline.draw_uniforms(epoch, indices))
             labels = self.labels[torch.from_numpy(indices)].to(self.device, non_blocking=True)
-            yield Batch(images, labels, indices, self.plan.size(number), number)
+            yield Batch(images, labels, indices, self.plan.size(batch_index), batch_index)
 
-    def some(self, indices: np.ndarray) -> Tensor:
-        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""
-        images = self.pipeline.alone().arrays(self._rows(indices).cpu(), 0, indices)
+    def preview(self, indices: np.ndarray) -> Tensor:
+        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
+        crops the centre.
+        """
+        images = self.pipeline.single_crop().cut_arrays(self._rows(indices).cpu(), 0, indices)
         return images.expand(-1, 3, -1, -1)
 
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return the stored pixels of these images, (n, C, H, W) uint8."""
         if not isinstance(self.pixels, Tensor):
             return self.pixels.rows(indices).permute(0, 3, 1, 2)
-        places = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
-        return self.pixels.index_select(0, places).permute(0, 3, 1, 2)
+        chosen = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
+        return self.pixels.index_select(0, chosen).permute(0, 3, 1, 2)
 
 
 class FileLoader:
-    """Batches of image files: worker processes decode, the device does the rest."""
+    """Batches of image files: workers decode, the device does the rest."""
 
     def __init__(
-        self, images: FileImages, pipeline: Pipeline, plan: Plan, device: torch.device, *,
-        workers: int = 0, start_method: str = "fork", timeout: int = 120, skip: bool = False,
-    ) -> None:  # fmt: skip
-        self.images, self.pipeline, self.plan, self.device = images, pipeline, plan, device
-        self.skip, self.bad = skip, dict[int, tuple[str, str]]()  # bad images by number: path and reason
+        self,
+        images: FileImages,
+        pipeline: Pipeline,
+        plan: Plan,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        start_method: str = "fork",
+        timeout: int = 120,
+        skip: bool = False,
+    ) -> None:
+        self.images, self.pipeline, self.plan = images, pipeline, plan
+        self.device, self.timeout, self.skip = device, timeout, skip
         self.labels = torch.from_numpy(images.labels)
-        self.tasks, self.deaths, self.timeout = Tasks(), Deaths(), timeout
-        many: dict[str, Any] = {}
-        if workers:
-            shown = math.prod(pipeline.parts) * 3 * pipeline.crop_size**2
-            check_shared_memory(workers, min(plan.batch, max(1, plan.images)) * shown)
-            context = multiprocessing.get_context(start_method)
-            if start_method == "forkserver":  # the server imports torch once, its forks then start at once
-                context.set_forkserver_preload(["data"])
-            many = {"multiprocessing_context": context, "persistent_workers": True, "timeout": timeout}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of more processes than cores: who asks for them knows
-            self.loader = self._make(workers, many)
-            if workers:
-                # Start them now: a fork later, beside a thread that writes a checkpoint, can inherit a held lock.
-                iter(self.loader)
-                self.deaths = Deaths.watched()
+        self.bad: dict[int, BadImage] = {}
+        self.tasks = Tasks()
+        self.deaths = WorkerWatch()
+        more = self._worker_settings(workers, start_method) if workers else {}
 
-    def _make(self, workers: int, many: dict[str, Any]) -> DataLoader:
+        # torch warns of more workers than cores: who asks for them knows.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.loader = self._make(workers, more)
+            if workers:
+                # Start them now: a fork later, beside a thread that writes a checkpoint, can
+                # inherit a held lock.
+                iter(self.loader)
+                self.deaths = WorkerWatch.installed()
+
+    def _worker_settings(self, workers: int, start_method: str) -> dict[str, Any]:
+        """Return DataLoader's settings for worker processes.
+
+        Raises Refused where they lack shared memory.
+        """
+        image_bytes = math.prod(self.pipeline.parts) * 3 * self.pipeline.crop_size**2
+        batch = min(self.plan.batch, max(1, self.plan.image_count))
+        check_shared_memory(workers, batch * image_bytes)
+
+        context = multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
+            # The server imports torch once, its forks then start at once.
+            context.set_forkserver_preload(["data"])
+        return {
+            "multiprocessing_context": context,
+            "persistent_workers": True,
+            "timeout": self.timeout,
+        }
+
+    def _make(self, workers: int, more: dict[str, Any]) -> DataLoader[Decoded]:
         reader = Reader(self.images, self.pipeline, self.plan, finishes=self.device.type == "cpu")
         return DataLoader(
-            reader, batch_size=None, sampler=self.tasks, num_workers=workers,
-            worker_init_fn=start_worker, pin_memory=self.device.type == "cuda", generator=torch.Generator(), **many,
-        )  # fmt: skip
+            reader,
+            batch_size=None,
+            sampler=self.tasks,
+            num_workers=workers,
+            worker_init_fn=start_worker,
+            pin_memory=self.device.type == "cuda",
+            # Of its own: making an iterator draws from the global one.
+            generator=torch.Generator(),
+            **more,
+        )
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on. Raises Refused for a bad image, Failed for a worker."""
-        numbers = range(start, len(self.plan))
-        self.tasks.tasks = [Task(epoch, number) for number in numbers]
-        for number, (images, indices, bad) in zip(numbers, self._read(), strict=True):
+        """Yield the batches of an epoch from number `start` on.
+
+        Raises Refused for a bad image, Failed for a worker.
+        """
+        batches = range(start, len(self.plan))
+        self.tasks.tasks = [Task(epoch, batch_index) for batch_index in batches]
+        for batch_index, (images, indices, bad) in zip(batches, self._read(), strict=True):
             if bad and not self.skip:
-                shown = "bad image {1} (number {0}): {2}".format(*(printable(part) for part in bad[0]))
-                raise Refused(f"{shown}: mend or remove it, or leave out all such with --badImages skip")
-            self.bad |= {index: (path, reason) for index, path, reason in bad}
+                raise _refusal(bad[0])
+            self.bad |= {image.index: image for image in bad}
+
             images = images.to(self.device, non_blocking=True)
             if self.device.type != "cpu":
-                images = self.pipeline.finish(images, self.pipeline.draws(epoch, indices.numpy()))
+                draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
+                images = self.pipeline.apply_steps(images, draws)
             labels = self.labels[indices].to(self.device, non_blocking=True)
-            yield Batch(images, labels, indices.numpy(), self.plan.size(number) - len(bad), number)
+            total = self.plan.size(batch_index) - len(bad)
+            yield Batch(images, labels, indices.numpy(), total, batch_index)
 
-    def some(self, indices: np.ndarray) -> Tensor:
-        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten crops the centre."""
-        plan = Chosen(len(indices), len(indices), these=indices)
-        return Reader(self.images, self.pipeline.alone(), plan, finishes=False)[Task(0, 0)][0]
+    def preview(self, indices: np.ndarray) -> Tensor:
+        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
+        crops the centre.
+        """
+        plan = ChosenPlan(len(indices), len(indices), chosen=indices)
+        reader = Reader(self.images, self.pipeline.single_crop(), plan, finishes=False)
+        return reader[Task(0, 0)][0]
 
-    def _read(self) -> Iterator[Any]:
-        batches: Any = None
+    def _read(self) -> Iterator[Decoded]:
+        """Yield what the workers read. Raises LostWorker."""
+        batches: Iterator[Decoded] | None = None
         for _ in self.tasks.tasks:
             try:
-                with self.deaths.raised(self.timeout):
+                with self.deaths.guard(self.timeout):
                     batches = batches or iter(self.loader)
                     batch = next(batches)
             except (RuntimeError, EOFError, ConnectionError) as error:
                 text = (str(error) or type(error).__name__).splitlines()[0]
-                # A process that is killed halfway through handing over a batch shows as a connection that breaks off.
-                if "DataLoader" not in text and not isinstance(error, (EOFError, ConnectionError)):
+                # A worker killed halfway through handing over a batch shows as a connection that
+                # breaks off.
+                cut_off = isinstance(error, (EOFError, ConnectionError))
+                if "DataLoader" not in text and not cut_off:
                     raise
-                remove_left([process.pid for process in getattr(self.loader._iterator, "_workers", [])])
+                workers = getattr(self.loader._iterator, "_workers", [])
+                remove_left([worker.pid for worker in workers])
                 raise LostWorker(
-                    f"a process that reads images has ended or hangs, as if killed or out of memory: {text}"
+                    f"a loader worker died or stopped responding (killed? out of memory?): {text}"
                 ) from None
             yield batch
 
 
-def loader(images: Images, pipeline: Pipeline, plan: Plan, device: torch.device, **settings: Any) -> ArrayLoader | FileLoader:
+def _refusal(image: BadImage) -> Refused:
+    """Return the error that ends a run at a bad image."""
+    path, reason = printable(image.path), printable(image.reason)
+    message = f"bad image {path} (number {image.index}): {reason}"
+    return Refused(message, limit=image.limit or "bad images")
+
+
+def make_loader(
+    images: Images, pipeline: Pipeline, plan: Plan, device: torch.device, **settings: Any
+) -> ArrayLoader | FileLoader:
     """Return the loader that fits the images. settings: of FileLoader."""
     if isinstance(images, ArrayImages):
         return ArrayLoader(images, pipeline, plan, device)

@@ -1,11 +1,14 @@
-"""Trained networks for other programs: `python export.py best.pt --to onnx OUT`, or pt2, or safetensors.
+"""Trained networks for other programs: `python export.py best.pt --to onnx OUT`, or pt2, or
+safetensors.
 
-onnx and pt2 take uint8 images (N, 3, S, S) and give probabilities (N, K), with normalisation inside and any N; class
-names, sizes and where they come from stand in their metadata. What was written is read again and run beside the network
-itself before it takes its name. safetensors holds the weights, with the rest as its metadata.
+onnx and pt2 take uint8 images (N, 3, S, S) and give probabilities (N, K), with normalisation inside
+and any N; class names, sizes and where they come from stand in their metadata. What was written is
+read again and run beside the network itself before it takes its name. safetensors holds the
+weights, with the rest as its metadata.
 """
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -13,14 +16,31 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+
+from base.arguments import Parser
+
+KINDS = ("onnx", "pt2", "safetensors")
+
+
+def build_parser() -> Parser:
+    """Return the command line's parser. Nothing that it needs imports torch."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="export.py", description=__doc__, formatter_class=plain)
+    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    parser.add_argument("--to", choices=KINDS, required=True, help="format")
+    parser.add_argument("out", type=Path, help="file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help and wrong options answer here, before torch is imported
 
 import torch
 from torch import Tensor, nn
 
 import model
 from base import archive
-from base.arguments import Parser
 from base.errors import Failed, Refused, clear_errors
 from base.files import sync_folder
 
@@ -41,7 +61,7 @@ class Probabilities(nn.Module):
 
 def metadata(network: model.Network, source: str) -> dict[str, str]:
     """Return all that a reader needs to know, as text by name; what is no text is JSON."""
-    spec = network.spec.plain()
+    spec = network.spec.to_plain()
     known = {
         "classes": json.dumps(spec.pop("classes")),
         "titles": json.dumps(spec.pop("titles")),
@@ -54,16 +74,23 @@ def metadata(network: model.Network, source: str) -> dict[str, str]:
     return known | {"torch": str(torch.__version__), "program": "multi-gpu-torch"}
 
 
-def to_onnx(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+def to_onnx(
+    network: model.Network, about: dict[str, str], path: Path
+) -> Callable[[Tensor], Tensor]:
     """Write an ONNX file; return a function that runs it in onnxruntime."""
     onnxruntime = _needed("onnxruntime")
     onnx = _needed("onnx")
     _needed("onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(
-        Probabilities(network), (_examples(network, 2),), dynamo=True, dynamic_shapes=_any_count(), verbose=False,
-        input_names=["images"], output_names=["probabilities"],
-    )  # fmt: skip
+        Probabilities(network),
+        (_examples(network, 2),),
+        dynamo=True,
+        dynamic_shapes=_any_count(),
+        verbose=False,
+        input_names=["images"],
+        output_names=["probabilities"],
+    )
     assert program is not None
     written = program.model_proto
     onnx.helper.set_model_props(written, about)
@@ -74,17 +101,23 @@ def to_onnx(network: model.Network, about: dict[str, str], path: Path) -> Callab
 
 def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
     """Write what torch.export.load reads; return a function that runs it."""
-    program = torch.export.export(Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count())
+    program = torch.export.export(
+        Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count()
+    )
     torch.export.save(program, str(path), extra_files={"metadata.json": json.dumps(about)})
     return torch.export.load(str(path)).module()
 
 
-def to_safetensors(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+def to_safetensors(
+    network: model.Network, about: dict[str, str], path: Path
+) -> Callable[[Tensor], Tensor]:
     """Write the weights; return a function that runs the network with them."""
     _needed("safetensors")
     from safetensors.torch import load_file, save_file
 
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, str(path), about)
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()}, str(path), about
+    )
     network.load_state_dict(load_file(str(path)))
     return Probabilities(network)
 
@@ -92,37 +125,52 @@ def to_safetensors(network: model.Network, about: dict[str, str], path: Path) ->
 FORMATS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}
 
 
-def _needed(name: str) -> Any:
+def _needed(name: str) -> ModuleType:
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError:
         raise Refused(f"{name} is not installed: pip install -e '.[export]'") from None
 
 
-def _any_count() -> dict[str, Any]:
+def _any_count() -> dict[str, dict[int, object]]:
     return {"images": {0: torch.export.Dim("count", min=1)}}
 
 
 def _examples(network: model.Network, count: int) -> Tensor:
     """Return random images, (count, 3, S, S) uint8, the same at each call."""
-    size = network.spec.cropSize
-    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    size = network.spec.crop_size
+    return torch.randint(
+        0,
+        256,
+        (count, 3, size, size),
+        generator=torch.Generator().manual_seed(1),
+        dtype=torch.uint8,
+    )
 
 
 @torch.inference_mode()
 def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -> float:
-    """Return the largest difference of a probability between the file and the network. Raises Failed above 1e-4."""
+    """Return the largest difference of a probability between the file and the network.
+
+    Raises Failed above 1e-4.
+    """
     worst = 0.0
     for count in BATCHES:
         images = _examples(network, count)
         worst = max(worst, (run(images) - Probabilities(network)(images)).abs().max().item())
     if not worst <= CLOSE:
-        raise Failed(f"{path} gives probabilities that differ by {worst:.2g}, more than {CLOSE:g}: it was not kept")
+        raise Failed(
+            f"{path} gives probabilities that differ by {worst:.2g}, more than {CLOSE:g}: it was "
+            "not kept"
+        )
     return worst
 
 
 def export(source: str, kind: str, out: Path) -> float:
-    """Write `source` as `kind` to `out`, checked; return the largest difference. Raises Refused, Failed."""
+    """Write `source` as `kind` to `out`, checked; return the largest difference.
+
+    Raises Refused, Failed.
+    """
     network = model.load(source)
     about = metadata(network, source)
     temporary = out.with_name(f".{os.getpid()}.{out.name}")
@@ -142,15 +190,14 @@ def export(source: str, kind: str, out: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
-    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
-    parser.add_argument("out", type=Path, help="file to write")
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     with clear_errors():
         worst = export(arguments.file, arguments.to, arguments.out)
         size = arguments.out.stat().st_size / 1e6
-        print(f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} at most")
+        print(
+            f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} "
+            "at most"
+        )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,23 @@
-"""Train and test an image classifier: `python main.py --dataset mnist`. All options: `python main.py --help`."""
+"""Train and test an image classifier: `python main.py --dataset mnist`.
+
+All options: `python main.py --help`.
+"""
 
 import math
 import os
 import signal
 import sys
 import time
-from typing import Any
 
 import opts
 
 if __name__ == "__main__":
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of a search that `ranks.wrap` wants
-    opts.parse()  # --help and wrong options answer here, before torch is imported
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a run takes it over: nothing is there to save yet
+    # DDP warns of a search for unused parameters, which `training.ranks` wants.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # --help and wrong options answer here, before torch is imported.
+    opts.parse()
+    # Until a run takes Ctrl-C over: nothing is there to save yet.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 import torch.nn.functional as F
@@ -21,130 +26,163 @@ from torch import Tensor, nn
 import configs
 import utils
 from base.errors import clear_errors
-from datasets.images import titles
+from data import Loader
+from datasets.images import display_names
+from report import record
+from report.record import TestMetrics, TrainMetrics
 from report.tables import Tested
 from run.memory import enough_memory
 from run.run import Run
 from training.metrics import Criterion, Sums, average_precisions
-from training.ranks import only_last
+from training.ranks import reduced_if
+from training.step import Step
 from training.updater import Updater
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says. Raises Refused, Failed, SystemExit."""
     options = opts.parse(argv)
     with configs.start(options) as run:
-        train_loader, test_loader = configs.loaders(options, run)
-        network = configs.network(options, run, train_loader.images)
-        updater = configs.updates(options, run, network)
-        configs.header(options, run, network, train_loader, test_loader)
-        wrapped = configs.wrapped(options, run, network)
+        train_loader, test_loader = configs.make_loaders(options, run)
+        network = configs.make_network(options, run, train_loader.images)
+        updater = configs.make_updater(options, run, network)
+        configs.print_header(options, run, network, train_loader, test_loader)
         if options.test:
-            tested = test(run, updater.tested, test_loader, Sums(run.device))
-            run.logger.figures(tested)
+            tested = test(run, updater.network_for_eval, test_loader, Sums(run.step.device))
+            run.console.show_test(tested.metrics)
             run.report.draw(tested, [], confusion=True)
             return
-        criterion = configs.criterion(options, train_loader.images, run.device)
-        progress = run.resume(configs.changed(options), options.continue_, network=network, updater=updater)
-        configs.record(options, run)
+
+        parallel = configs.make_parallel(options, run, network)
+        criterion = configs.make_criterion(options, train_loader.images, run.step.device)
+        progress = configs.resume(options, run, network, updater)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
-            with enough_memory(run, options.batchSize, options.cropSize, wrapped, criterion):
-                sums, trained = train(run, wrapped, train_loader, updater, criterion)
-            run.ranks.share_buffers(updater.tested)
-            tested = test(run, updater.tested, test_loader, sums)
-            rate, _ = updater.schedule.at(run.share(len(train_loader), before=1))
-            record = {"epoch": epoch + 1, "step": progress.step, "lr": rate, **trained, **tested}
-            record |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": utils.peak_memory(run.device)}
-            run.finish_epoch(sums, record)
+            with enough_memory(run.step, options.batchSize, options.cropSize, parallel, criterion):
+                sums, trained = train(run, parallel, train_loader, updater, criterion)
+            run.ranks.share_buffers(updater.network_for_eval)
+            tested = test(run, updater.network_for_eval, test_loader, sums)
+
+            line = record.join(
+                trained,
+                tested.metrics,
+                epoch=epoch + 1,
+                step=progress.step,
+                lr=updater.schedule.at(run.share_done(len(train_loader), before=1))[0],
+                seconds=time.perf_counter() - started,
+                peak_memory_bytes=utils.peak_memory(run.step.device),
+            )
+            run.finish_epoch(sums, line, tested)
         run.summary()
 
 
-def train(run: Run, network: nn.Module, loader: Any, updater: Updater, criterion: Criterion) -> tuple[Sums, dict[str, Any]]:
-    """Train on what is left of the epoch; return its sums and its figures."""
-    progress = run.progress
+def train(
+    run: Run, network: nn.Module, loader: Loader, updater: Updater, criterion: Criterion
+) -> tuple[Sums, TrainMetrics]:
+    """Train on what is left of the epoch; return its sums and metrics."""
     network.train()
-    sums = Sums(run.device) if progress.sums is None else Sums.from_state(progress.sums, run.device, run.ranks)
-    classes = len(loader.images.classes)
+    progress, classes = run.progress, len(loader.images.classes)
+    sums = run.restored_sums()
     batches = loader.epoch(progress.epoch, progress.batch)
-    for batch in run.watch(batches, f"epoch {progress.epoch + 1}", loader.plan.left(progress.batch), sums):
-        updater.begin(run.share(len(loader)))
-        images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, progress.epoch, batch.number)
-        loss, logits = gradients(run, network, updater, criterion, images, targets, batch.total)
+    title, left = f"epoch {progress.epoch + 1}", loader.plan.images_left(progress.batch)
+    for batch in run.batches(batches, sums, title, left):
+        updater.begin(run.share_done(len(loader)))
+        images, targets = loader.pipeline.mix(
+            batch.images, batch.labels, classes, progress.epoch, batch.index
+        )
+        loss, logits = gradients(
+            run.step, network, updater, criterion, images, targets, batch.total, progress.step
+        )
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss, logits, batch.labels, counted, batch.total)
-        run.show_step(updater, sums, len(loader), images)
+        run.show_step(sums, images, len(loader))
         run.after_step(sums)
+
     updater.settle()
-    return sums, figures("train", sums, run) | run.left_out("train", loader.bad)
+    means, clock = sums.means(run.ranks), run.watch.clock
+    rate = clock.images / clock.seconds if clock.seconds else None
+    left_out = run.watch.left_out("training", loader.bad)
+    return sums, TrainMetrics(
+        means.loss, means.top1, means.top5, rate, clock.data, clock.compute, left_out
+    )
 
 
 def gradients(
-    run: Run, network: nn.Module, updater: Updater, criterion: Criterion, images: Tensor, targets: Tensor, total: int
+    step: Step,
+    network: nn.Module,
+    updater: Updater,
+    criterion: Criterion,
+    images: Tensor,
+    targets: Tensor,
+    total: int,
+    number: int,
 ) -> tuple[Tensor, Tensor]:
-    """Forward and backward pass, part by part; return this rank's mean loss, (), and logits, (N, K).
+    """Forward and backward pass, part by part; return this rank's mean loss, (), and logits, (N,
+    K).
 
-    total: images of the batch over all ranks, whose mean loss the gradients are of, whatever a rank's or a part's share.
+    images: (N, 3, S, S) uint8; targets: (N,) or (N, K); total: images of the batch over all ranks,
+    whose mean loss the gradients are of, whatever a rank's or a part's share; number: of the step,
+    from 0.
     """
-    count = min(run.accumulate, max(1, len(images)))
+    parts = min(step.accumulate, max(1, len(images)))
     losses, logits = [], []
-    for number, (pixels, truth) in enumerate(zip(images.tensor_split(count), targets.tensor_split(count), strict=True)):
-        utils.reseed(run.device, run.seed, run.progress.step, number, run.ranks.rank)
-        with only_last(network, number == count - 1):
-            with run.autocast():
+    pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+    for part, (pixels, labels) in enumerate(pairs):
+        step.reseed(number, part)
+        with reduced_if(part == parts - 1, network):
+            with step.autocast():
                 heads = network(pixels, heads=True)  # (n, K) of each head, the main one first
-            loss = criterion(heads, truth) / max(1, total)
-            updater.backward(loss * run.ranks.world)  # the ranks' gradients are averaged
+            loss = criterion(heads, labels) / max(1, total)
+            # The ranks' gradients are averaged, this makes them add up.
+            updater.backward(loss * step.ranks.world)
         losses.append(loss.detach())
         logits.append(heads[0].detach().float())
     return torch.stack(losses).sum() * (total / max(1, len(images))), torch.cat(logits)
 
 
 @torch.no_grad()
-def test(run: Run, network: nn.Module, loader: Any, trained: Sums) -> dict[str, Any]:
-    """Test on every image once; return the figures. A signal saves what was trained: the test is then done again."""
+def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
+    """Test on every image once. A signal saves what was trained: the test is then repeated."""
     network.eval()
-    sums, scores, labels, indices = Sums(run.device), [], [], []
-    for batch in run.watch(loader.epoch(0), "test", loader.plan.images, trained):
-        with run.autocast():
-            logarithms = log_probabilities(network, batch.images)  # (N, K)
-        loss = F.nll_loss(logarithms, batch.labels, reduction="sum") / max(1, len(batch.labels))
-        sums.add(loss, logarithms, batch.labels)
-        scores.append(logarithms.exp())
+    sums, scores, labels, indices = Sums(run.step.device), [], [], []
+    for batch in run.batches(loader.epoch(0), trained, "test", loader.plan.image_count):
+        with run.step.autocast():
+            log_probs = log_probabilities(network, batch.images)  # (N, K)
+        loss = F.nll_loss(log_probs, batch.labels, reduction="sum") / max(1, len(batch.labels))
+        sums.add(loss, log_probs, batch.labels)
+        scores.append(log_probs.exp())
         labels.append(batch.labels)
         indices.append(torch.from_numpy(batch.indices))
-        run.show_sums(sums)
+        run.watch.sums_beside_bar(sums)
         run.check_stop(trained)
-    every, truth, places = (
-        run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)
-    )  # (N, K), (N,), (N,)
-    run.report.tested = Tested(every, truth, places.numpy(), titles(loader.images), loader.some)
-    precisions = average_precisions(every, truth) if run.ranks.first else torch.zeros(1)
-    found = figures("test", sums, run) | {"test_map": 100 * precisions.nanmean().item()}
-    return found | run.left_out("test", loader.bad)
+
+    means, seconds = sums.means(run.ranks), run.watch.clock.seconds
+    collected = [run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)]
+    probabilities, every_label, every_index = collected  # (N, K), (N,), (N,)
+    precisions = torch.zeros(1)
+    if run.ranks.first:
+        precisions = average_precisions(probabilities, every_label)
+    mean_precision = 100 * precisions.nanmean().item()
+    left_out = run.watch.left_out("testing", loader.bad)
+
+    metrics = TestMetrics(means.loss, means.top1, means.top5, seconds, mean_precision, left_out)
+    names = display_names(loader.images)
+    return Tested(metrics, probabilities, every_label, every_index.numpy(), names, loader.preview)
 
 
 def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
-    """Return (N, K). images: (N, 3, S, S), or (N, 5, 3, S, S): the mean over these five and their mirror images then."""
+    """Return (N, K).
+
+    images: (N, 3, S, S), or (N, 5, 3, S, S): the mean over these five and their mirror images then.
+    """
     if images.dim() == 4:
         return network(images).float().log_softmax(1)
     crops = [view for part in images.unbind(1) for view in (part, part.flip(3))]
-    every = torch.stack([network(crop).float().log_softmax(1) for crop in crops])  # (10, N, K)
-    return every.logsumexp(0) - math.log(len(crops))  # in logarithms, where no small probability becomes 0
-
-
-def figures(name: str, sums: Sums, run: Run) -> dict[str, Any]:
-    """Return the log's figures of a pass that has just ended."""
-    result = {f"{name}_{key}": value for key, value in sums.result(run.ranks).items()}
-    clock = run.clock
-    if name == "test":
-        return result | {"test_seconds": clock.seconds}
-    return result | {
-        "images_per_second": clock.images / clock.seconds if clock.seconds else None,
-        "data_seconds": clock.data,
-        "compute_seconds": clock.compute,
-    }
+    log_probs = torch.stack([network(crop).float().log_softmax(1) for crop in crops])  # (10, N, K)
+    # In logarithms, where no small probability becomes 0.
+    return log_probs.logsumexp(0) - math.log(len(crops))
 
 
 if __name__ == "__main__":
-    with clear_errors():
+    with clear_errors(opts.WAYS_OUT):
         main(sys.argv[1:])

@@ -1,117 +1,166 @@
-"""Names and probabilities for images: `python predict.py best.pt photo.jpg folder/ [--top 5] [--csv OUT] [--sheet OUT.png]`.
+"""Names and probabilities for images: `python predict.py best.pt photo.jpg folder/`.
 
-A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and deviation. An image that cannot be
-read is named, the others go on, and the exit status is 1.
+A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and
+deviation. An image that cannot be read is named, the others are predicted, and the exit status is
+1.
 """
 
 import argparse
-import csv
 import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-import torch
-
-import model
-from base.arguments import Parser
-from base.errors import clear_errors
-from base.files import whole_file
-from base.text import printable
-from datasets import decode, folder
-from transforms import Pipeline
+from base.arguments import LIMIT_WAYS, Parser, add_limit_options
 
 BATCH = 32
 SHEET = 48  # images on a sheet
-Ranking = list[tuple[str, float]]  # class names and probabilities, the most probable first
 
 
-def paths_of(arguments: Iterable[str]) -> Iterator[str]:
-    """Yield image paths: those given, those below folders, and for `-` those on standard input, a line each."""
-    for argument in arguments:
-        if argument == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin)
-        elif os.path.isdir(argument):
-            yield from sorted(folder.image_files(argument, argument.rstrip("/")))
-        else:
-            yield argument
-
-
-def read(path: str, pipeline: Pipeline) -> torch.Tensor:
-    """Return what the network sees of one file, (3, S, S) uint8. Raises OSError, ValueError."""
-    with open(path, "rb") as file:
-        content = file.read()
-    width, height = decode.size(content)
-    window = pipeline.windows(np.array([width]), np.array([height]), 0, np.array([0]))
-    return decode.windows(
-        content, window.box[0], window.size, whole=window.whole, headroom=window.headroom, interpolation=pipeline.interpolation
+def build_parser() -> Parser:
+    """Return the command line's parser. Nothing that it needs imports torch."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="predict.py", description=__doc__, formatter_class=plain)
+    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    parser.add_argument(
+        "images", nargs="+", help="images, folders, or - for paths on standard input"
     )
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--csv", help="also write path, rank, class, probability to this file")
+    parser.add_argument(
+        "--sheet", help=f"draw the first {SHEET} images with their names to this PNG"
+    )
+    add_limit_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    build_parser().parse_args()  # --help and wrong options answer here, before torch is imported
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import model
+from base.errors import clear_errors, with_way_out
+from base.files import write_rows
+from base.text import printable
+from datasets import folder
+from datasets.images import FileImages, Limits
+from loading.plan import Plan
+from loading.workers import Reader, Task
+from transforms import Pipeline
+
+
+class Prediction(NamedTuple):
+    """What became of one image.
+
+    ranking: class names and probabilities, the most probable first, empty for an image that cannot
+    be read; image: (3, S, S) uint8, what the network saw; reason: why it cannot be read.
+    """
+
+    path: str
+    ranking: list[tuple[str, float]]
+    image: Tensor | None
+    reason: str
+
+
+def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
+    """Yield the images to predict, argument by argument: files, folders, and for `-` the paths on
+    standard input.
+    """
+    # Whoever names a file means what it links to.
+    named = Limits(limits.bytes, limits.pixels, links=True)
+    for argument in arguments:
+        if os.path.isdir(argument):
+            root = argument.rstrip("/") or "/"
+            names = sorted(folder.image_files(root, "."))
+            yield _unlabelled([name.removeprefix("./") for name in names], root, limits)
+            continue
+        paths = (line.rstrip("\n") for line in sys.stdin) if argument == "-" else iter([argument])
+        while batch := list(itertools.islice(paths, BATCH)):
+            yield _unlabelled(batch, "", named)
+
+
+def _unlabelled(names: list[str], where: str, limits: Limits) -> FileImages:
+    return FileImages(names, np.zeros(len(names), np.int64), [""], where, limits)
 
 
 @torch.inference_mode()
-def predictions(
-    network: model.Network, paths: Iterable[str], top: int
-) -> Iterator[tuple[str, Ranking | str, torch.Tensor | str]]:
-    """Yield each path with its most probable classes and what the network saw, or with the reason why it cannot be read."""
+def predict(network: model.Network, images: FileImages, top: int) -> Iterator[Prediction]:
+    """Yield a prediction for each image, in order, with its `top` most probable classes."""
     spec = network.spec
-    pipeline = Pipeline([], spec.imageSize, spec.cropSize, interpolation=spec.interpolation)
-    every = iter(paths)
-    while batch := list(itertools.islice(every, BATCH)):
-        images: dict[str, torch.Tensor | str] = {}
-        for path in batch:
-            try:
-                images[path] = read(path, pipeline)
-            except (OSError, ValueError) as error:
-                images[path] = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        good = [path for path in images if isinstance(images[path], torch.Tensor)]
-        scores: Any = network(torch.stack([images[path] for path in good])).softmax(1) if good else []  # type: ignore[misc]
-        found = dict(zip(good, scores, strict=True))
-        for path in batch:
-            reason = images[path]
-            yield path, reason if isinstance(reason, str) else ranked(found[path], spec.titles or spec.classes, top), reason
+    pipeline = Pipeline([], spec.image_size, spec.crop_size, interpolation=spec.interpolation)
+    plan = Plan(len(images), BATCH)
+    reader = Reader(images, pipeline, plan, finishes=False)
+    names = spec.display_names or spec.classes
+    for batch_index in range(len(plan)):
+        pixels, indices, bad = reader[Task(0, batch_index)]
+        scores = network(pixels).softmax(1) if len(pixels) else pixels
+        found = {
+            index: Prediction(images.path(index), _ranking(row, names, top), image, "")
+            for index, row, image in zip(indices.tolist(), scores, pixels, strict=True)
+        }
+        for image in bad:
+            reason = with_way_out(image.reason, image.limit, LIMIT_WAYS)
+            found[image.index] = Prediction(image.path, [], None, reason)
+        yield from (found[index] for index in sorted(found))
 
 
-def ranked(probabilities: torch.Tensor, classes: tuple[str, ...], top: int) -> Ranking:
-    values, places = probabilities.topk(min(top, len(classes)))
-    return [(classes[place], value) for value, place in zip(values.tolist(), places.tolist(), strict=True)]
+def _ranking(scores: Tensor, names: tuple[str, ...], top: int) -> list[tuple[str, float]]:
+    values, labels = scores.topk(min(top, len(names)))
+    return [(names[k], v) for v, k in zip(values.tolist(), labels.tolist(), strict=True)]
+
+
+def draw_sheet(predictions: list[Prediction], path: Path) -> None:
+    """Draw images with their most probable class."""
+    from report import pictures
+
+    images, titles = [], []
+    for prediction in predictions:
+        if prediction.image is not None:
+            images.append(prediction.image.permute(1, 2, 0).numpy())
+            name, score = prediction.ranking[0]
+            file, shown = pictures.shortened(Path(prediction.path).name), pictures.shortened(name)
+            titles.append(f"{file}\n{100 * score:.1f} % {shown}")
+    if images:
+        pictures.sheet(np.stack(images), titles, path)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="predict.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
-    parser.add_argument("images", nargs="+", help="images, folders, or - for paths on standard input")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
-    parser.add_argument("--csv", help="also write path, rank, class, probability to this file")
-    parser.add_argument("--sheet", help=f"draw the first {SHEET} images with their names to this PNG")
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.top < 1:
-        parser.error("argument --top: 1 at least")
+        parser.error("argument --top: at least 1")
+    megabytes, megapixels = arguments.maxMegabytes, arguments.maxMegapixels
+    limits = Limits(megabytes << 20, megapixels * 10**6, arguments.followLinks)
+
     with clear_errors():
         network = model.load(arguments.file)
-        rows, failed = [], 0
-        seen: list[tuple[np.ndarray, str, tuple[str, float]]] = []
-        for path, result, image in predictions(network, paths_of(arguments.images), arguments.top):
-            if isinstance(result, str):
-                failed += 1
-                print(f"{printable(path)}: {printable(result)}", file=sys.stderr)
+        rows: list[list[object]] = []
+        shown: list[Prediction] = []
+        failed = False
+        every = sources(arguments.images, limits)
+        for found in itertools.chain.from_iterable(
+            predict(network, i, arguments.top) for i in every
+        ):
+            path = printable(found.path)
+            if not found.ranking:
+                failed = True
+                print(f"{path}: {printable(found.reason)}", file=sys.stderr)
                 continue
-            shown = ", ".join(f"{printable(name)} {probability:.2%}" for name, probability in result)
-            print(f"{printable(path)}: {shown}")
-            if arguments.sheet and len(seen) < SHEET and isinstance(image, torch.Tensor):
-                seen.append((image.permute(1, 2, 0).numpy(), path, result[0]))
-            rows += [[printable(path), rank, printable(name), value] for rank, (name, value) in enumerate(result, 1)]
-        if arguments.csv:
-            with whole_file(arguments.csv) as file:
-                csv.writer(file, lineterminator="\n").writerows([["path", "rank", "class", "probability"], *rows])
-        if seen:
-            from report import pictures
+            ranking = [(printable(name), score) for name, score in found.ranking]
+            print(f"{path}: " + ", ".join(f"{name} {score:.2%}" for name, score in ranking))
+            rows += [[path, rank, *pair] for rank, pair in enumerate(ranking, 1)]
+            if arguments.sheet and len(shown) < SHEET:
+                shown.append(found)
 
-            shortened = pictures.shortened
-            titles = [f"{shortened(Path(path).name)}\n{100 * value:.1f} % {shortened(name)}" for _, path, (name, value) in seen]
-            pictures.sheet(np.stack([image for image, _, _ in seen]), titles, Path(arguments.sheet))
+        if arguments.csv:
+            write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows)
+        if arguments.sheet:
+            draw_sheet(shown, Path(arguments.sheet))
     sys.exit(1 if failed else 0)
 
 

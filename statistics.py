@@ -1,8 +1,11 @@
-"""Channel mean and standard deviation of a data set's pixels, cached as JSON. `python statistics.py --help` runs it.
+"""Channel mean and standard deviation of a data set's pixels, cached as JSON.
 
-This name is the standard library's too, and torch's compiler, triton and pytest's plugins import that one, from
-processes whose first path is this folder. So whatever this file lacks it hands on to the standard module, it imports
-nothing but the standard library at its top, and our own code loads it by its path (`utils.load_ours`).
+`python statistics.py --help` runs it.
+
+This name is the standard library's too, and torch's compiler, triton and pytest's plugins import
+that one, from processes whose first path is this folder. So whatever this file lacks it hands on to
+the standard module, it imports nothing but the standard library at its top, and our own code loads
+it by its path (`utils.load_ours`).
 """
 
 import functools
@@ -32,7 +35,8 @@ def __getattr__(name: str) -> Any:
 def measure(batches: Iterable[Any]) -> tuple[list[float], list[float]]:
     """Return each channel's mean and standard deviation over all pixels, of values in [0, 1].
 
-    batches: of (N, 3, S, S) uint8. Sums are of whole numbers, so the result does not depend on their order.
+    batches: of (N, 3, S, S) uint8. Sums are of whole numbers, so the result does not depend on
+    their order.
     """
     import torch
 
@@ -48,17 +52,27 @@ def measure(batches: Iterable[Any]) -> tuple[list[float], list[float]]:
     if not count:
         raise ValueError("no images to measure")
     mean = [value / count for value in total.tolist()]
-    variance = [max(0.0, square / count - m * m) for square, m in zip(squares.tolist(), mean, strict=True)]
+    variance = [
+        max(0.0, square / count - m * m) for square, m in zip(squares.tolist(), mean, strict=True)
+    ]
     return [m / 255 for m in mean], [max(math.sqrt(v), 1.0) / 255 for v in variance]
 
 
-def cached(path: str, key: str, compute: Callable[[], tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
-    """Return what the JSON file `path` holds for `key`, computing and adding it where it is missing or unreadable."""
+def cached(
+    path: str, key: str, compute: Callable[[], tuple[list[float], list[float]]]
+) -> tuple[list[float], list[float]]:
+    """Return what the JSON file `path` holds for `key`, computing and adding it where it is missing
+    or unreadable.
+    """
     try:
         with open(path) as file:
             known = json.load(file)
         mean, std = known[key]["mean"], known[key]["std"]
-        if len(mean) == len(std) == 3 and all(isinstance(v, float) and math.isfinite(v) for v in mean + std) and min(std) > 0:
+        if (
+            len(mean) == len(std) == 3
+            and all(isinstance(v, float) and math.isfinite(v) for v in mean + std)
+            and min(std) > 0
+        ):
             return mean, std
     except FileNotFoundError:
         known = {}

@@ -1,8 +1,10 @@
-"""The table of augmentations and the text form of a pipeline. Nothing here imports torch: `--help` reads this table.
+"""The table of augmentations and the text form of a pipeline.
 
-A pipeline is written as names with values, `pad:4,crop,flip,jitter:0.4`, in any order: it always runs by stage.
-Each augmentation draws from a random stream of its own name, a fixed number of draws an image, so that adding one
-changes no other.
+Nothing here imports torch: `--help` reads this table.
+
+A pipeline is written as names with values, `pad:4,crop,flip,jitter:0.4`, in any order: it always
+runs by stage. Each augmentation draws from a random stream of its own name, a fixed number of draws
+an image, so that adding one changes no other.
 """
 
 import difflib
@@ -13,7 +15,7 @@ WINDOW, GEOMETRY, FLIP, COLOUR, NOISE, ERASE, MIX = range(7)  # the order in whi
 
 @dataclass(frozen=True)
 class Value:
-    """One value of an augmentation: its name, what it is unless given, and the range it may have."""
+    """One value of an augmentation: its name, its default, and the range it may have."""
 
     name: str
     default: float
@@ -25,8 +27,8 @@ class Value:
 class Augmentation:
     """`function`, as "module:function" below this package, called as function(images, u, *values).
 
-    images: (N, C, H, W) uint8 or float; u: (N, draws) float32 in [0, 1). A window has no function: `transforms`
-    chooses with it which part of the stored image is read at all.
+    images: (N, C, H, W) uint8 or float; u: (N, draws) float32 in [0, 1). A window has no function:
+    `transforms` chooses with it which part of the stored image is read at all.
     """
 
     function: str
@@ -43,38 +45,82 @@ def _strength(default: float, most: float = 1.0, name: str = "strength") -> tupl
 
 _PIXELS = (Value("pixels", 4, 0, 256),)
 _DEGREES = Value("degrees", 15, 0, 180)
-_AREAS = (Value("smallest area", 0.08, 0.01, 1), Value("largest area", 1, 0.01, 1), Value("aspect", 4 / 3, 1, 4))
+_AREAS = (
+    Value("smallest area", 0.08, 0.01, 1),
+    Value("largest area", 1, 0.01, 1),
+    Value("aspect", 4 / 3, 1, 4),
+)
 _SIDES = (Value("least", 256, 1, 4096), Value("most", 480, 1, 4096))
 _HSV = (Value("hue", 0.05, 0, 0.5), Value("saturation", 0.3, 0, 1), Value("value", 0.3, 0, 1))
-_ERASE = (Value("probability", 0.25, 0, 1), Value("smallest area", 0.02, 0.001, 1), Value("largest area", 0.33, 0.001, 1))
+_ERASE = (
+    Value("probability", 0.25, 0, 1),
+    Value("smallest area", 0.02, 0.001, 1),
+    Value("largest area", 0.33, 0.001, 1),
+)
 _RAND = (Value("operations", 2, 1, 4), Value("magnitude", 9, 0, 30))
 
 AUGMENTATIONS = {
-    "scale": Augmentation("", WINDOW, 1, _SIDES, "scale the shorter side to a random length, pixels"),
-    "pad": Augmentation("", WINDOW, 0, _PIXELS, "let crops reach this far over the border, in black"),
+    "scale": Augmentation(
+        "", WINDOW, 1, _SIDES, "scale the shorter side to a random length, pixels"
+    ),
+    "pad": Augmentation(
+        "", WINDOW, 0, _PIXELS, "let crops reach this far over the border, in black"
+    ),
     "crop": Augmentation("", WINDOW, 2, (), "a random part of cropSize, else the centre"),
-    "resizedcrop": Augmentation("", WINDOW, 40, _AREAS, "a random part of random area and aspect, scaled to cropSize"),
+    "resizedcrop": Augmentation(
+        "", WINDOW, 40, _AREAS, "a random part of random area and aspect, scaled to cropSize"
+    ),
     "shift": Augmentation("geometry:shift", GEOMETRY, 2, _PIXELS, "move by whole pixels"),
     "rotate": Augmentation("geometry:rotate", GEOMETRY, 1, (_DEGREES,), "turn about the centre"),
-    "warp": Augmentation("geometry:warp", GEOMETRY, 2, (_DEGREES, *_strength(0.2, 0.9, "scale")), "turn and enlarge"),
+    "warp": Augmentation(
+        "geometry:warp", GEOMETRY, 2, (_DEGREES, *_strength(0.2, 0.9, "scale")), "turn and enlarge"
+    ),
     "flip": Augmentation("geometry:flip", FLIP, 1, (), "mirror every second image left-right"),
-    "randaugment": Augmentation("policy:randaugment", COLOUR, 8, _RAND, "operations of one magnitude", host=True),
-    "trivial": Augmentation("policy:trivial", COLOUR, 3, (), "one operation of random magnitude", host=True),
-    "jitter": Augmentation("colour:jitter", COLOUR, 4, _strength(0.4), "brightness, contrast, saturation in any order"),
+    "randaugment": Augmentation(
+        "policy:randaugment", COLOUR, 8, _RAND, "operations of one magnitude", host=True
+    ),
+    "trivial": Augmentation(
+        "policy:trivial", COLOUR, 3, (), "one operation of random magnitude", host=True
+    ),
+    "jitter": Augmentation(
+        "colour:jitter", COLOUR, 4, _strength(0.4), "brightness, contrast, saturation in any order"
+    ),
     "brightness": Augmentation("colour:brightness", COLOUR, 1, _strength(0.4), "a factor"),
-    "contrast": Augmentation("colour:contrast", COLOUR, 1, _strength(0.4), "a factor about the mean grey"),
-    "saturation": Augmentation("colour:saturation", COLOUR, 1, _strength(0.4), "a factor about each pixel's grey"),
-    "hsv": Augmentation("colour:hsv", COLOUR, 3, _HSV, "hue turned, saturation and value by factors"),
-    "grey": Augmentation("colour:grey", COLOUR, 1, _strength(0.1, name="probability"), "without colours"),
-    "lighting": Augmentation("colour:lighting", COLOUR, 4, _strength(0.1, name="deviation"), "AlexNet's colour noise"),
-    "mul": Augmentation("colour:mul", COLOUR, 0, (Value("factor", 1, 0, 16),), "one factor for all"),
+    "contrast": Augmentation(
+        "colour:contrast", COLOUR, 1, _strength(0.4), "a factor about the mean grey"
+    ),
+    "saturation": Augmentation(
+        "colour:saturation", COLOUR, 1, _strength(0.4), "a factor about each pixel's grey"
+    ),
+    "hsv": Augmentation(
+        "colour:hsv", COLOUR, 3, _HSV, "hue turned, saturation and value by factors"
+    ),
+    "grey": Augmentation(
+        "colour:grey", COLOUR, 1, _strength(0.1, name="probability"), "without colours"
+    ),
+    "lighting": Augmentation(
+        "colour:lighting", COLOUR, 4, _strength(0.1, name="deviation"), "AlexNet's colour noise"
+    ),
+    "mul": Augmentation(
+        "colour:mul", COLOUR, 0, (Value("factor", 1, 0, 16),), "one factor for all"
+    ),
     "vignette": Augmentation("colour:vignette", COLOUR, 1, _strength(0.5), "darker corners"),
-    "smooth": Augmentation("noise:smooth", NOISE, 1, (Value("sigma", 1, 0.1, 16),), "Gaussian blur, pixels"),
-    "noise": Augmentation("noise:noise", NOISE, 1, _strength(0.05, name="deviation"), "normal noise of each pixel"),
+    "smooth": Augmentation(
+        "noise:smooth", NOISE, 1, (Value("sigma", 1, 0.1, 16),), "Gaussian blur, pixels"
+    ),
+    "noise": Augmentation(
+        "noise:noise", NOISE, 1, _strength(0.05, name="deviation"), "normal noise of each pixel"
+    ),
     "erase": Augmentation("noise:erase", ERASE, 5, _ERASE, "hide a rectangle"),
-    "cutout": Augmentation("noise:cutout", ERASE, 2, (Value("pixels", 16, 1, 256),), "hide a square"),
-    "mixup": Augmentation("mix:mixup", MIX, 0, (Value("alpha", 0.2, 0.05, 2),), "blend images and labels in pairs"),
-    "cutmix": Augmentation("mix:cutmix", MIX, 0, (Value("alpha", 1, 0.05, 2),), "boxes and labels of a partner"),
+    "cutout": Augmentation(
+        "noise:cutout", ERASE, 2, (Value("pixels", 16, 1, 256),), "hide a square"
+    ),
+    "mixup": Augmentation(
+        "mix:mixup", MIX, 131, (Value("alpha", 0.2, 0.05, 2),), "blend images and labels in pairs"
+    ),
+    "cutmix": Augmentation(
+        "mix:cutmix", MIX, 131, (Value("alpha", 1, 0.05, 2),), "boxes and labels of a partner"
+    ),
 }
 
 
@@ -93,7 +139,12 @@ class Step:
         return ":".join([self.name, *(f"{value:g}" for value in self.values)])
 
 
-EXCLUSIVE = (("crop", "resizedcrop"), ("pad", "resizedcrop"), ("scale", "resizedcrop"), ("mixup", "cutmix"))
+EXCLUSIVE = (
+    ("crop", "resizedcrop"),
+    ("pad", "resizedcrop"),
+    ("scale", "resizedcrop"),
+    ("mixup", "cutmix"),
+)
 
 
 def parse(text: str) -> list[Step]:
@@ -107,7 +158,9 @@ def parse(text: str) -> list[Step]:
             raise ValueError(f"'{name}' stands twice in '{text}': name it once")
     for one, other in EXCLUSIVE:
         if one in names and other in names:
-            raise ValueError(f"'{one}' and '{other}' exclude each other: leave one of them out of '{text}'")
+            raise ValueError(
+                f"'{one}' and '{other}' exclude each other: leave one of them out of '{text}'"
+            )
     return sorted(steps, key=lambda step: step.entry.stage)
 
 
@@ -116,7 +169,9 @@ def _step(word: str) -> Step:
     if name not in AUGMENTATIONS:
         close = difflib.get_close_matches(name, AUGMENTATIONS, 1)
         hint = f"did you mean '{close[0]}'? " if close else ""
-        raise ValueError(f"unknown augmentation '{name}': {hint}allowed are none, {', '.join(AUGMENTATIONS)}")
+        raise ValueError(
+            f"unknown augmentation '{name}': {hint}allowed are none, {', '.join(AUGMENTATIONS)}"
+        )
     allowed = AUGMENTATIONS[name].values
     if len(numbers) > len(allowed):
         takes = ", ".join(value.name for value in allowed) or "no value"
@@ -137,5 +192,8 @@ def _number(text: str, value: Value, word: str) -> float:
     except ValueError:
         number = float("nan")
     if not value.low <= number <= value.high:
-        raise ValueError(f"'{word}': {value.name} must be a number from {value.low:g} to {value.high:g}, got '{text}'")
+        raise ValueError(
+            f"'{word}': {value.name} must be a number from {value.low:g} to {value.high:g}, got "
+            f"'{text}'"
+        )
     return number

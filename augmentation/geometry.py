@@ -1,4 +1,6 @@
-"""Augmentations that move pixels. images: (N, C, H, W) uint8 in [0, 255] or float in [0, 1]; u: (N, draws) in [0, 1).
+"""Augmentations that move pixels.
+
+images: (N, C, H, W) uint8 in [0, 255] or float in [0, 1]; u: (N, draws) in [0, 1).
 
 What comes from beyond the border is black. All interpolate bilinearly.
 """
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from augmentation.resize import like
 
-LARGE = 1 << 15  # bytes of an image from which on one by one, in the processor's cache, is faster than many at once
+# Bytes of an image above which one at a time, in the processor's cache, is faster than all at once.
+LARGE = 1 << 15
 
 
 def flip(images: Tensor, u: Tensor) -> Tensor:
@@ -20,19 +23,25 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     rows = images.permute(0, 2, 3, 1)
     if rows.is_contiguous() and not images.is_cuda and images[:1].nbytes > LARGE:
         result = images.clone()
-        for place in turning.nonzero()[:, 0].tolist():
-            result[place] = images[place].flip(2)
+        for index in turning.nonzero()[:, 0].tolist():
+            result[index] = images[index].flip(2)
         return result
-    # Choosing among both kinds copies whole images, where their bytes lie in order; torch.where takes pixel by pixel.
-    places = torch.arange(len(images), device=u.device) + len(images) * ~turning
+
+    # Choosing among both kinds copies whole images, where their bytes lie in order; torch.where
+    # takes pixel by pixel.
+    chosen = torch.arange(len(images), device=u.device) + len(images) * ~turning
     both = [images.flip(3), images]
     if rows.is_contiguous():
-        return torch.cat([kind.permute(0, 2, 3, 1) for kind in both]).index_select(0, places).permute(0, 3, 1, 2)
-    return torch.cat(both).index_select(0, places)
+        kinds = torch.cat([kind.permute(0, 2, 3, 1) for kind in both])
+        return kinds.index_select(0, chosen).permute(0, 3, 1, 2)
+    return torch.cat(both).index_select(0, chosen)
 
 
 def shift(images: Tensor, u: Tensor, pixels: float = 4) -> Tensor:
-    """Move by whole pixels, up to `pixels` each way: the Torch7 suite's Jitter. 2 draws: right, down."""
+    """Move by whole pixels, up to `pixels` each way: the Torch7 suite's Jitter.
+
+    2 draws: right, down.
+    """
     most = int(pixels)
     padded = F.pad(images, [most] * 4)
     offsets = (u[:, :2] * (2 * most + 1)).long()  # 0: as far right or down as it goes
@@ -48,18 +57,27 @@ def rotate(images: Tensor, u: Tensor, degrees: float = 15) -> Tensor:
 
 
 def warp(images: Tensor, u: Tensor, degrees: float = 15, scale: float = 0.2) -> Tensor:
-    """Rotate by up to `degrees` and enlarge by a factor in [1 - scale, 1 + scale], about the centre. 2 draws."""
-    return affine(images, angle=math.radians(degrees) * (2 * u[:, 0] - 1), scale=1 + scale * (2 * u[:, 1] - 1))
+    """Rotate by up to `degrees` and enlarge by a factor in [1 - scale, 1 + scale], about the
+    centre. 2 draws.
+    """
+    return affine(
+        images, angle=math.radians(degrees) * (2 * u[:, 0] - 1), scale=1 + scale * (2 * u[:, 1] - 1)
+    )
 
 
 def affine(
-    images: Tensor, *, angle: Tensor | None = None, scale: Tensor | None = None, shear: Tensor | None = None,
-    move: Tensor | None = None, nearest: bool = False,
-) -> Tensor:  # fmt: skip
+    images: Tensor,
+    *,
+    angle: Tensor | None = None,
+    scale: Tensor | None = None,
+    shear: Tensor | None = None,
+    move: Tensor | None = None,
+    nearest: bool = False,
+) -> Tensor:
     """Turn, enlarge, shear and move each image about its centre.
 
-    angle: (N,) radians, counter-clockwise; scale: (N,); shear: (N, 2) tangents of the horizontal and the vertical one;
-    move: (N, 2) pixels right and down.
+    angle: (N,) radians, counter-clockwise; scale: (N,); shear: (N, 2) tangents of the horizontal
+    and the vertical one; move: (N, 2) pixels right and down.
     """
     count, _, height, width = images.shape
     zero = torch.zeros(count, device=images.device)
@@ -77,4 +95,7 @@ def affine(
     from_y = yx[:, None, None] * x[:, None, :] + yy[:, None, None] * y[:, :, None]
     grid = torch.stack([from_x * 2 / width, from_y * 2 / height], 3)
     mode = "nearest" if nearest else "bilinear"
-    return like(F.grid_sample(images.float(), grid, mode=mode, padding_mode="zeros", align_corners=False), images)
+    return like(
+        F.grid_sample(images.float(), grid, mode=mode, padding_mode="zeros", align_corners=False),
+        images,
+    )

@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment: one of 14 operations an image, chosen and measured by its draws.
 
-Cubuk et al. 2019, arXiv 1909.13719; Müller & Hutter 2021, arXiv 2103.10158. The operations and their ranges are
-torchvision's. u lies on the host, so that choosing waits for no device.
+Cubuk et al. 2019, arXiv 1909.13719; Müller & Hutter 2021, arXiv 2103.10158. The operations and
+their ranges are torchvision's. u lies on the host, so that choosing waits for no device.
 """
 
 from collections.abc import Callable
@@ -32,12 +32,22 @@ def rotate(images: Tensor, amount: Tensor) -> Tensor:
 def shear_x(images: Tensor, amount: Tensor) -> Tensor:
     """amount: the tangent. About the top left corner, as torchvision's."""
     shift = -amount * images.shape[2] / 2
-    return affine(images, shear=torch.stack([amount, 0 * amount], 1), move=torch.stack([shift, 0 * shift], 1), nearest=True)
+    return affine(
+        images,
+        shear=torch.stack([amount, 0 * amount], 1),
+        move=torch.stack([shift, 0 * shift], 1),
+        nearest=True,
+    )
 
 
 def shear_y(images: Tensor, amount: Tensor) -> Tensor:
     shift = -amount * images.shape[3] / 2
-    return affine(images, shear=torch.stack([0 * amount, amount], 1), move=torch.stack([0 * shift, shift], 1), nearest=True)
+    return affine(
+        images,
+        shear=torch.stack([0 * amount, amount], 1),
+        move=torch.stack([0 * shift, shift], 1),
+        nearest=True,
+    )
 
 
 def translate_x(images: Tensor, amount: Tensor) -> Tensor:
@@ -50,7 +60,10 @@ def translate_y(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, amount: Tensor) -> Tensor:
-    """Move away from the image blurred by a 3 x 3 kernel; the border's pixels stay. amount: factor - 1."""
+    """Move away from the image blurred by a 3 x 3 kernel; the border's pixels stay.
+
+    amount: factor - 1.
+    """
     if min(images.shape[2:]) < 3:
         return images
     values = images.float()
@@ -104,7 +117,8 @@ def identity(images: Tensor, amount: Tensor) -> Tensor:
     return images
 
 
-# Operation, amounts at magnitude 0 and 1 (of RandAugment; of TrivialAugment), whether the sign is drawn.
+# Operation, amounts at magnitude 0 and 1 (of RandAugment; of TrivialAugment), whether the sign is
+# drawn.
 OPERATIONS: tuple[tuple[Operation, tuple[float, float], tuple[float, float], bool], ...] = (
     (identity, (0, 0), (0, 0), False),
     (shear_x, (0, 0.3), (0, 0.99), True),
@@ -121,21 +135,23 @@ OPERATIONS: tuple[tuple[Operation, tuple[float, float], tuple[float, float], boo
     (autocontrast, (0, 0), (0, 0), False),
     (equalize, (0, 0), (0, 0), False),
 )
-MOST = 30  # magnitudes are 0 to 30, 31 bins as torchvision's default
-LAYERS = 4  # most operations one after another
+MAX_MAGNITUDE = 30  # magnitudes are 0 to 30, 31 bins as torchvision's default
 
 
 def randaugment(images: Tensor, u: Tensor, layers: float = 2, magnitude: float = 9) -> Tensor:
-    """Apply `layers` operations at one magnitude, 0 to 30. 8 draws on the host: operation and sign of each layer."""
-    share = torch.full((len(images),), magnitude / MOST)
+    """Apply `layers` operations at one magnitude, 0 to 30.
+
+    8 draws on the host: operation and sign of each layer.
+    """
+    share = torch.full((len(images),), magnitude / MAX_MAGNITUDE)
     for layer in range(int(layers)):
         images = choose(images, u[:, 2 * layer], share, u[:, 2 * layer + 1], wide=False)
     return images
 
 
 def trivial(images: Tensor, u: Tensor) -> Tensor:
-    """Apply one operation at a random magnitude. 3 draws on the host: operation, magnitude, sign."""
-    share = (u[:, 1] * (MOST + 1)).floor() / MOST
+    """Apply one operation of random magnitude. 3 draws on the host: operation, magnitude, sign."""
+    share = (u[:, 1] * (MAX_MAGNITUDE + 1)).floor() / MAX_MAGNITUDE
     return choose(images, u[:, 0], share, u[:, 2], wide=True)
 
 
@@ -144,15 +160,17 @@ def choose(images: Tensor, pick: Tensor, share: Tensor, sign: Tensor, *, wide: b
     chosen = (pick * len(OPERATIONS)).long()
     result = images.clone()
     for number, (operation, narrow, broad, signed) in enumerate(OPERATIONS):
-        places = (chosen == number).nonzero()[:, 0]
-        if not len(places) or operation is identity:
+        rows = (chosen == number).nonzero()[:, 0]
+        if not len(rows) or operation is identity:
             continue
+
         low, high = broad if wide else narrow
-        amount = low + (high - low) * share[places]
+        amount = low + (high - low) * share[rows]
+        # RandAugment moves by a share of the image, TrivialAugment by pixels.
         if operation in (translate_x, translate_y) and not wide:
             amount = amount * images.shape[3 if operation is translate_x else 2]
         if signed:
-            amount = torch.where(sign[places] < 0.5, amount, -amount)
-        places = places.to(images.device, non_blocking=True)
-        result[places] = operation(images[places], amount.to(images.device, non_blocking=True))
+            amount = torch.where(sign[rows] < 0.5, amount, -amount)
+        rows = rows.to(images.device, non_blocking=True)
+        result[rows] = operation(images[rows], amount.to(images.device, non_blocking=True))
     return result

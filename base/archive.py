@@ -11,7 +11,16 @@ import torch
 from base.files import whole_file
 from base.text import printable
 
-MOST_PICKLE = 64 << 20  # bytes of the zip's pickle: names and numbers only, the tensors lie beside it
+MAX_PICKLE = (
+    64 << 20
+)  # bytes of the zip's pickle: names and numbers only, the tensors lie beside it
+
+
+# What zipfile raises for a file that is not whole, or that it cannot read.
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, EOFError, NotImplementedError),
+    *(RuntimeError, ValueError, OverflowError),
+)
 
 
 class Damaged(ValueError):
@@ -19,7 +28,10 @@ class Damaged(ValueError):
 
 
 def write(path: Path, value: Any) -> None:
-    """Write `value` so that `path` is either as before or whole and on the disk. Raises OSError, RuntimeError."""
+    """Write `value` so that `path` is either as before or whole and on the disk.
+
+    Raises OSError, RuntimeError.
+    """
     with whole_file(path, "wb", check=verify) as file:
         torch.save(value, file)
 
@@ -34,11 +46,12 @@ def verify(path: str | os.PathLike[str]) -> None:
             entries = archive.infolist()
             _check_entries(entries, os.path.getsize(path))
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError) as error:
+    except ZIP_ERRORS as error:
         raise Damaged(f"{path} is damaged or no checkpoint: {error}") from None
     except OSError as error:
-        if error.errno == errno.EINVAL:  # an offset that leads before the file's begin
-            raise Damaged(f"{path} is damaged: an entry's place lies outside of it") from None
+        # An offset that leads before the file's begin.
+        if error.errno == errno.EINVAL:
+            raise Damaged(f"{path} is damaged: an entry lies outside of it") from None
         raise
     if damaged:
         raise Damaged(f"{path} is damaged: {damaged} has a wrong CRC")
@@ -54,14 +67,20 @@ def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
         raise ValueError("an entry's name leads out of the file")
     if sum(entry.file_size for entry in entries) > length:
         raise ValueError("its entries are larger than the file")
-    if any(entry.file_size > MOST_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
+    if any(entry.file_size > MAX_PICKLE for entry in entries if entry.filename.endswith(".pkl")):
         raise ValueError("its pickle is too large")
 
 
 def read(path: str | os.PathLike[str]) -> Any:
-    """Return what `write` wrote, on the CPU. Raises Damaged, OSError. Nothing in the file is ever run."""
+    """Return what `write` wrote, on the CPU.
+
+    Raises Damaged, OSError. Nothing in the file is ever run.
+    """
     verify(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a pickle can fail in any way; each means that this is no checkpoint of ours
-        raise Damaged(f"{path} is no checkpoint: {printable(str(error).splitlines()[0] if str(error) else error)}") from None
+    except (
+        Exception
+    ) as error:  # a pickle can fail in any way; each means that this is no checkpoint
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(f"{path} is no checkpoint: {printable(reason)}") from None

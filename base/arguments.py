@@ -6,17 +6,53 @@ import difflib
 import os
 import types
 import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from base.text import printable
 
+Field = dataclasses.Field[Any]
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: every so many steps, or every so many minutes.
+
+    One of the two is None.
+    """
+
+    steps: int | None
+    minutes: float | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Every":
+        """Read `500` or `10m`. Raises ValueError."""
+        number = text.removesuffix("m")
+        if text.endswith("m") and is_whole(number.replace(".", "", 1)) and float(number) > 0:
+            return cls(None, float(number))
+        if is_whole(text) and int(text) > 0:
+            return cls(int(text), None)
+        raise ValueError(f"'{text}' is neither steps (`500`) nor minutes (`10m`)")
+
 
 def option(
-    default: Any, group: str, about: str, *, choices: Any = None, listed: str = "", low: float | None = None, shown: str = ""
-) -> Any:
-    """Declare one option. choices: allowed values; listed: how they are named where they are many; low: the smallest number;
-    shown: the default as `--help` says it."""
-    metadata = {"group": group, "help": about, "choices": choices, "listed": listed, "low": low, "shown": shown}
+    default: object, group: str, about: str, *, choices: Any = None, listed: str = "",
+    low: float | None = None, shown: str = "",
+) -> Any:  # fmt: skip
+    """Declare one option.
+
+    choices: allowed values; listed: how they are named where they are many; low: the smallest
+    number; shown: the default as `--help` says it.
+    """
+    metadata = {
+        "group": group,
+        "help": about,
+        "choices": choices,
+        "listed": listed,
+        "low": low,
+        "shown": shown,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -24,42 +60,47 @@ class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        alone = os.environ.get("RANK", "0") == "0"  # the other ranks have the same to say
-        self.exit(2, f"{self.prog}: error: {printable(message)}\n" if alone else None)
+        # Under torchrun every rank has the same to say.
+        speaks = os.environ.get("RANK", "0") == "0"
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks else None)
 
 
-def described(name: str, field: dataclasses.Field) -> dict[str, Any]:
+def described(name: str, field: Field) -> dict[str, Any]:
     """Return what argparse wants to know of one field."""
-    about = field.metadata["help"]
+    about, kind = field.metadata["help"], kind_of(field)
     shown = field.metadata["shown"] or field.default
-    kind = kind_of(field)
+    argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+
     if kind is bool:
         shown = "on" if field.default else "off"
-        action = "store_true" if name in ("continue_", "overwrite", "test") else argparse.BooleanOptionalAction
-        return {"dest": name, "default": argparse.SUPPRESS, "action": action, "help": f"{about} (default: {shown})"}
-    choices = field.metadata["choices"]
-    listed = field.metadata["listed"] and f": {field.metadata['listed']}"
-    argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "metavar": kind.__name__.upper()}
-    argument |= {"type": reader(name, kind, field), "help": f"{about}{listed} (default: {shown})".replace("%", "%%")}
-    if choices and not listed:
-        argument["metavar"] = "|".join(choices)
-    return argument
+        # These three act once; --no-X would say nothing.
+        once = name in ("continue_", "overwrite", "test")
+        argument["action"] = "store_true" if once else argparse.BooleanOptionalAction
+        return argument | {"help": f"{about} (default: {shown})"}
+
+    choices, listed = field.metadata["choices"], field.metadata["listed"]
+    values = f": {listed}" if listed else ""
+    argument["metavar"] = "|".join(choices) if choices and not listed else kind.__name__.upper()
+    argument["type"] = reader(field)
+    return argument | {"help": f"{about}{values} (default: {shown})".replace("%", "%%")}
 
 
-def kind_of(field: dataclasses.Field) -> type:
+def kind_of(field: Field) -> type:
     """Return the type of a field's value, None aside."""
     if isinstance(field.type, types.UnionType):
         return next(kind for kind in typing.get_args(field.type) if kind is not types.NoneType)
     return typing.cast(type, field.type)
 
 
-def reader(name: str, kind: type, field: dataclasses.Field) -> Any:
-    """Return a function that turns text into the field's value, or says what is allowed."""
-    choices, low = field.metadata["choices"], field.metadata["low"]
+def reader(field: Field) -> Callable[[str], Any]:
+    """Return a function that turns text into the field's value, or raises what is allowed."""
+    kind, choices, low = kind_of(field), field.metadata["choices"], field.metadata["low"]
 
     def read(text: str) -> Any:
         if choices and text not in choices:
-            raise argparse.ArgumentTypeError(f"'{text}' is not {allowed(field)}{nearest(text, choices)}")
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not {allowed(field)}{nearest(text, choices)}"
+            )
         try:
             value = kind(text)
         except ValueError:
@@ -71,16 +112,51 @@ def reader(name: str, kind: type, field: dataclasses.Field) -> Any:
     return read
 
 
-def allowed(field: dataclasses.Field) -> str:
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from low to high, for argparse."""
+
+    def read(text: str) -> int:
+        if not is_whole(text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def is_whole(text: str) -> bool:
+    """True for one or more of the digits 0 to 9."""
+    return text.isascii() and text.isdecimal()
+
+
+def allowed(field: Field) -> str:
+    """Return the values that a field may have, as errors name them."""
     return f"one of {field.metadata['listed'] or ', '.join(field.metadata['choices'])}"
 
 
 def _wanted(kind: type, low: float | None) -> str:
-    return {int: "a whole number", float: "a number"}[kind] + ("" if low is None else f" from {low} on")
+    wanted = {int: "a whole number", float: "a number"}[kind]
+    return wanted if low is None else f"{wanted} of at least {low}"
 
 
-def nearest(word: str, allowed: typing.Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'X'?", or "" where nothing is near."""
-    by_lower = {name.lower(): name for name in allowed}
+    by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), by_lower, 1, 0.5)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+# What a user can do about an image beyond a limit, where a program has the options below.
+LIMIT_WAYS = {
+    "pixels": "raise --maxMegapixels",
+    "bytes": "raise --maxMegabytes",
+    "links": "--followLinks allows it",
+}
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which image files are read at all, with main.py's defaults."""
+    above = "a file with more is bad (default: %(default)s)"
+    parser.add_argument("--maxMegapixels", type=whole_number(1, 1 << 20), default=200, help=above)
+    parser.add_argument("--maxMegabytes", type=whole_number(1, 1 << 20), default=256, help=above)
+    links = "read links that lead out of the folder of the images"
+    parser.add_argument("--followLinks", action="store_true", help=links)

@@ -1,8 +1,10 @@
-"""Numbered randomness: every random number is a pure function of (seed, epoch, index, column, stream).
+"""Numbered randomness: every random number is a pure function of (seed, epoch, index, column,
+stream).
 
-There is no generator object and no state, so a number does not depend on which process asks for it, in what order, in
-batches of what size, or on where a run was stopped. The hash is SplitMix64 (Steele, Lea, Flood 2014,
-doi 10.1145/2660193.2660195), vectorised over uint64 in NumPy; the order of an epoch is a Feistel network over it.
+There is no generator object and no state, so a number does not depend on which process asks for it,
+in what order, in batches of what size, or on where a run was stopped. The hash is SplitMix64
+(Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195), vectorised over uint64 in NumPy; the order
+of an epoch is a Feistel network over it.
 """
 
 import zlib
@@ -16,7 +18,9 @@ _ROUNDS = 6
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection of uint64 in which every input bit moves about half of the output bits."""
+    """SplitMix64's finaliser: a bijection of uint64 in which every input bit moves about half of
+    the output bits.
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -26,7 +30,9 @@ def key(*parts: int | str) -> int:
     """Hash integers and names, in their order, to one uint64."""
     state = 0
     for part in parts:
-        number = zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part
+        number = (
+            zlib.crc32(part.encode("utf-8", "surrogateescape")) if isinstance(part, str) else part
+        )
         state = _mix_one((state ^ (number & _MASK)) + _GOLDEN & _MASK)
     return state
 
@@ -46,17 +52,24 @@ def bits(seed: int, epoch: int, indices: np.ndarray, columns: int, stream: str =
     return mix(rows[:, None] + steps[None, :])
 
 
-def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: int, stream: str = "") -> torch.Tensor:
-    """Return (N, columns) float32 in [0, 1): the top 24 bits, so that every value is exact and 1 is never reached."""
+def uniforms(
+    seed: int, epoch: int, indices: np.ndarray, columns: int, stream: str = ""
+) -> torch.Tensor:
+    """Return (N, columns) float32 in [0, 1): the top 24 bits, so that every value is exact and 1 is
+    never reached.
+    """
     top = bits(seed, epoch, indices, columns, stream) >> np.uint64(40)
     return torch.from_numpy(top.astype(np.float32) * np.float32(2.0**-24))
 
 
-def shuffled(positions: np.ndarray, count: int, seed: int, epoch: int, stream: str = "order") -> np.ndarray:
+def shuffled(
+    positions: np.ndarray, count: int, seed: int, epoch: int, stream: str = "order"
+) -> np.ndarray:
     """Return the images, (N,) int64, at `positions` of a keyed bijection of [0, count).
 
-    Six Feistel rounds permute [0, 4^h) with 4^h >= count; a result outside [0, count) is permuted again until it is
-    inside (cycle walking), which keeps it a bijection. Memory is O(N) for any count up to 2^62.
+    Six Feistel rounds permute [0, 4^h) with 4^h >= count; a result outside [0, count) is permuted
+    again until it is inside (cycle walking), which keeps it a bijection. Memory is O(N) for any
+    count up to 2^62.
     """
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     keys = [np.uint64(key(seed, epoch, stream, number)) for number in range(_ROUNDS)]

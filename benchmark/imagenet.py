@@ -29,7 +29,7 @@ import augmentation
 import data
 import utils
 from base.errors import Refused, clear_errors
-from base.text import table
+from base.text import print_table
 from benchmark import timing
 from datasets import dbcollection, decode, folder
 from datasets.images import FileImages
@@ -46,7 +46,9 @@ def ours(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> I
     steps = augmentation.parse(arguments.augment if train else "none")
     pipeline = Pipeline(steps, SCALED, SIDE, seed=2)
     plan = Plan(len(images), BATCH, 2, train)
-    source = data.loader(images, pipeline, plan, torch.device("cpu"), workers=arguments.nThreads, start_method="fork")
+    source = data.make_loader(
+        images, pipeline, plan, torch.device("cpu"), workers=arguments.nThreads, start_method="fork"
+    )
     for epoch in range(arguments.epochs):
         yield from source.epoch(epoch)
 
@@ -77,7 +79,9 @@ def outside(name: str, python: str, root: str, arguments: argparse.Namespace) ->
     command = [python, script, root, str(arguments.nThreads), str(arguments.epochs), *more]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise Refused(f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+        raise Refused(
+            f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+        )
     return [float(result.stdout.split()[-1])]
 
 
@@ -102,7 +106,9 @@ def make(root: Path) -> None:
     noise = np.random.default_rng(1)
     for part, count in MADE.items():
         for number in range(count):
-            coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
+            coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+                (500, 375), Image.Resampling.BICUBIC
+            )
             pixels = np.asarray(coarse, np.int16) + noise.integers(-9, 10, (375, 500, 1), np.int16)
             buffer = io.BytesIO()
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=92)
@@ -112,18 +118,28 @@ def make(root: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_dir", help="folder with train/ and val/ (default: a made-up one)")
     parser.add_argument("--nThreads", type=int, default=2, help="processes that read (default: 2)")
-    parser.add_argument("--batches", type=int, default=1000, help="of 128, a repetition (default: 1000)")
-    parser.add_argument("--epochs", type=int, default=2, help="of the folder at most, a repetition (default: 2)")
+    parser.add_argument(
+        "--batches", type=int, default=1000, help="of 128, a repetition (default: 1000)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="of the folder at most, a repetition (default: 2)"
+    )
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
-    parser.add_argument("--augment", default="crop,flip", help="training augmentations (default: crop,flip)")
+    parser.add_argument(
+        "--augment", default="crop,flip", help="training augmentations (default: crop,flip)"
+    )
     parser.add_argument(
         "--peer", nargs="+", default=[], metavar="NAME", help="measure in the same run: torchvision, and dali=PYTHON and "
         "ffcv=PYTHON, where PYTHON is that of an environment which has it (see benchmark/peers)",
     )  # fmt: skip
-    parser.add_argument("--tune", action="store_true", help="find the best number of processes instead")
+    parser.add_argument(
+        "--tune", action="store_true", help="find the best number of processes instead"
+    )
     parser.add_argument("--plot", help="picture of the figures")
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
@@ -136,7 +152,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, root: str) -> None:
-    parts = {"train": folder.folder(root, "train"), "test": folder.folder(root, "test")}
+    parts = {"train": folder.open_folder(root, "train"), "test": folder.open_folder(root, "test")}
     ways = {}
     for part, images in parts.items():
         for kind in ("disk", "ram"):
@@ -146,47 +162,77 @@ def run(arguments: argparse.Namespace, root: str) -> None:
         ways[f"{part} decoding"] = partial(ceiling, images, arguments.nThreads)
         if "torchvision" in arguments.peer:
             ways[f"{part} torchvision"] = partial(
-                measure, partial(theirs, images, arguments, train=part == "train"), arguments.batches
+                measure,
+                partial(theirs, images, arguments, train=part == "train"),
+                arguments.batches,
             )
     for name, _, python in (peer.partition("=") for peer in arguments.peer if "=" in peer):
         ways[f"train {name}"] = partial(outside, name, python, root, arguments)
     runs = timing.alternate(ways, arguments.repetitions)
     figures = {name: timing.summary(found) for name, found in runs.items()}
     limits = {part: BATCH / figures.pop(f"{part} decoding")["seconds_per_batch"] for part in parts}
-    rows = [["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]]
+    rows = [
+        ["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]
+    ]
     for name, figure in figures.items():
         part = name.split()[0]
         rate = BATCH / figure["seconds_per_batch"]
         ratio = figure["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
-        figure |= {"images_per_second": rate, "share_of_decoding": rate / limits[part], "ours_is_faster_by": ratio}
-        cells = [f"{figure['seconds_per_batch']:.4f}", f"{figure['min']:.4f}", f"{figure['max']:.4f}"]
+        figure |= {
+            "images_per_second": rate,
+            "share_of_decoding": rate / limits[part],
+            "ours_is_faster_by": ratio,
+        }
+        cells = [
+            f"{figure['seconds_per_batch']:.4f}",
+            f"{figure['min']:.4f}",
+            f"{figure['max']:.4f}",
+        ]
         cells += [f"{rate:.0f}"]
-        rows.append([name, *cells, f"{rate / max(1, arguments.nThreads):.0f}", f"{rate / limits[part]:.0%}", f"x {ratio:.2f}"])
-    table(rows)
+        rows.append(
+            [
+                name,
+                *cells,
+                f"{rate / max(1, arguments.nThreads):.0f}",
+                f"{rate / limits[part]:.0%}",
+                f"x {ratio:.2f}",
+            ]
+        )
+    print_table(rows)
     print(
         f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
     )
     timing.write(arguments.json, {"figures": figures, "decoding_images_per_second": limits})
     if arguments.plot:
-        bars(arguments.plot, {name: figure["images_per_second"] for name, figure in figures.items()}, "images/s")
+        bars(
+            arguments.plot,
+            {name: figure["images_per_second"] for name, figure in figures.items()},
+            "images/s",
+        )
 
 
 def tune(arguments: argparse.Namespace, root: str) -> None:
     """Try numbers of processes, show what each gives and recommend the smallest that is within 3 % of the best."""
-    images = folder.folder(root, "train")
+    images = folder.open_folder(root, "train")
     cores = len(os.sched_getaffinity(0))
     numbers = sorted({1, 2, 3, 4, 6, 8, 12, 16, cores, 2 * cores} & set(range(1, 2 * cores + 1)))
     ways = {}
     for number in numbers:
         own = argparse.Namespace(**{**vars(arguments), "nThreads": number})
-        ways[str(number)] = partial(measure, partial(ours, images, own, train=True), arguments.batches)
+        ways[str(number)] = partial(
+            measure, partial(ours, images, own, train=True), arguments.batches
+        )
     found = timing.alternate(ways, arguments.repetitions)
-    rates = {name: BATCH / timing.summary(runs)["seconds_per_batch"] for name, runs in found.items()}
+    rates = {
+        name: BATCH / timing.summary(runs)["seconds_per_batch"] for name, runs in found.items()
+    }
     best = max(rates.values())
     rows = [[name, f"{rate:.0f}", "#" * round(40 * rate / best)] for name, rate in rates.items()]
-    table([["--nThreads", "images/s", ""], *rows])
+    print_table([["--nThreads", "images/s", ""], *rows])
     chosen = next(name for name, rate in rates.items() if rate > 0.97 * best)
-    print(f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, where it is on the CPU)")
+    print(
+        f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, where it is on the CPU)"
+    )
     timing.write(arguments.json, {"images_per_second": rates, "recommended": int(chosen)})
     if arguments.plot:
         bars(arguments.plot, rates, "images/s by --nThreads")
@@ -211,7 +257,7 @@ def indexed(root: str, path: Path, part: str) -> FileImages:
     """Return the folder's images as an HDF5 index names them."""
     if not path.exists():
         indexing.index(root, str(path))
-    found = dbcollection.opened("", str(path), root, part, "disk")
+    found = dbcollection.open_part("", str(path), root, part, "disk")
     assert isinstance(found, FileImages)
     return found
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from base.text import table
+from base.text import print_table
 from benchmark import timing
-from report.console import Logger
+from report.console import Console
 from report.report import Report
 from report.tables import Tested
 from run.run import Run
@@ -26,7 +26,9 @@ RATE = 10  # steps a second
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=600, help="of an epoch (default: 600, a minute)")
+    parser.add_argument(
+        "--steps", type=int, default=600, help="of an epoch (default: 600, a minute)"
+    )
     parser.add_argument("--epochs", type=int, default=5, help="(default: 5)")
     parser.add_argument("--classes", type=int, default=10, help="(default: 10)")
     parser.add_argument("--json", help="file for the figures")
@@ -40,19 +42,24 @@ def main() -> None:
         sys.stderr, sys.stdout = stderr, stdout
     whole = arguments.steps / RATE
     each, pictures = sorted(epochs[1:])[len(epochs) // 2 - 1], epochs[0]
-    table([
+    print_table([
         ["an epoch of " + str(arguments.steps) + " steps", "seconds", f"of {whole:.0f} s"],
         ["bars", f"{steps:.3f}", f"{steps / whole:.2%}"],
         ["log, losses, events", f"{each:.3f}", f"{each / whole:.2%}"],
         ["once: all pictures, with the import of what draws them", f"{pictures:.3f}", f"{pictures / whole:.2%}"],
     ])  # fmt: skip
-    figures = {"bars_seconds": steps, "epoch_seconds": each, "pictures_once_seconds": pictures, "epoch": whole}
+    figures = {
+        "bars_seconds": steps,
+        "epoch_seconds": each,
+        "pictures_once_seconds": pictures,
+        "epoch": whole,
+    }
     timing.write(arguments.json, figures)
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> tuple[float, list[float]]:
     """Return the seconds of an epoch's bars, and of each epoch's end: the first one draws all pictures."""
-    logger, report = Logger(folder), Report(folder, {"LR": 0.1})
+    logger, report = Console(folder), Report(folder, {"LR": 0.1})
     logger.bars = True
     report.open(0)
     run = Run.__new__(Run)
@@ -61,8 +68,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[float, list[fl
     scores = torch.rand(10_000, arguments.classes).softmax(1)
     labels = torch.randint(0, arguments.classes, (10_000,))
     names = [f"class {label}" for label in range(arguments.classes)]
-    report.tested = Tested(
-        scores, labels, np.arange(10_000), names, lambda i: torch.zeros(len(i), 3, 32, 32, dtype=torch.uint8)
+    report.network_for_eval = Tested(
+        scores,
+        labels,
+        np.arange(10_000),
+        names,
+        lambda i: torch.zeros(len(i), 3, 32, 32, dtype=torch.uint8),
     )
     started = time.perf_counter()
     with logger.bar("epoch", arguments.steps) as bar:

@@ -29,14 +29,14 @@ import main as suite
 import model
 import utils
 from base.errors import clear_errors
-from base.text import table
+from base.text import print_table
 from benchmark import timing
 from loading.deaths import end_workers
 from loading.plan import Plan
 from training.metrics import Criterion, Sums
 from training.ranks import Ranks
-from training.schedule import schedule
-from training.updater import Updater, optimizer
+from training.schedule import make_schedule
+from training.updater import Updater, make_optimizer
 from transforms import Pipeline
 
 PARTS = ("wait", "copy", "augment", "forward", "backward", "update", "sums")
@@ -95,7 +95,9 @@ class Parts:
             while True:
                 yield following()
 
-    def _each_of(self, values: Callable[[], Iterator[Any]], part: str) -> Callable[[], Iterator[Any]]:
+    def _each_of(
+        self, values: Callable[[], Iterator[Any]], part: str
+    ) -> Callable[[], Iterator[Any]]:
         return lambda: self.each(values(), part)
 
     @contextlib.contextmanager
@@ -104,30 +106,67 @@ class Parts:
         with contextlib.ExitStack() as stack:
             if self.device is not None:
                 inner = [(loader.pipeline, "finish", "augment"), (updater, "backward", "backward")]
-                inner += [(loader, "_rows", "wait"), (loader.pipeline, "arrays", "augment")] if hasattr(loader, "_rows") else []
+                inner += (
+                    [(loader, "_rows", "wait"), (loader.pipeline, "arrays", "augment")]
+                    if hasattr(loader, "_rows")
+                    else []
+                )
                 for owner, name, part in inner:
-                    stack.enter_context(mock.patch.object(owner, name, self.around(getattr(owner, name), part)))
+                    stack.enter_context(
+                        mock.patch.object(owner, name, self.around(getattr(owner, name), part))
+                    )
                 if hasattr(loader, "_read"):
-                    stack.enter_context(mock.patch.object(loader, "_read", self._each_of(loader._read, "wait")))
+                    stack.enter_context(
+                        mock.patch.object(loader, "_read", self._each_of(loader._read, "wait"))
+                    )
             yield
 
 
 class Ours:
     """main.py's loop over one pass of a loader, with the time of its parts where they are asked for."""
 
-    def __init__(self, arguments: argparse.Namespace, name: str, images: Any, steps: str, sizes: tuple[int, int]) -> None:
-        device = self.device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
-        self.precision = configs.precision(arguments.precision, device)
-        network = model.create(name, images.classes, sizes[1]).to(device).to(memory_format=torch.channels_last)
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        name: str,
+        images: Any,
+        steps: str,
+        sizes: tuple[int, int],
+    ) -> None:
+        device = self.device = torch.device(
+            "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+        )
+        self.precision = configs.choose_precision(arguments.precision, device)
+        network = (
+            model.create(name, images.classes, sizes[1])
+            .to(device)
+            .to(memory_format=torch.channels_last)
+        )
         self.network = network.train()
         self.trained = torch.compile(network) if arguments.compile else network
-        self.updater = Updater(network, optimizer(network), schedule(LR=0.001, weight_decay=5e-4, first=0), Ranks())
-        self.plan = Plan(len(images), arguments.batchSize, 1, True, limit=arguments.batchSize * arguments.steps)
+        self.updater = Updater(
+            network, make_optimizer(network), make_schedule(lr=0.001, weight_decay=5e-4, first=0), Ranks()
+        )
+        self.plan = Plan(
+            len(images), arguments.batchSize, 1, True, limit=arguments.batchSize * arguments.steps
+        )
         pipeline = Pipeline(augmentation.parse(steps), *sizes, seed=1)
-        self.loader = data.loader(images, pipeline, self.plan, device, workers=arguments.nThreads, start_method="forkserver")
+        self.loader = data.make_loader(
+            images,
+            pipeline,
+            self.plan,
+            device,
+            workers=arguments.nThreads,
+            start_method="forkserver",
+        )
         self.classes = len(images.classes)
         self.run = SimpleNamespace(
-            accumulate=1, device=device, seed=1, ranks=Ranks(), progress=SimpleNamespace(step=0), autocast=self.autocast
+            accumulate=1,
+            device=device,
+            seed=1,
+            ranks=Ranks(),
+            progress=SimpleNamespace(step=0),
+            autocast=self.autocast,
         )
         self.epoch = 0
 
@@ -147,9 +186,13 @@ class Ours:
                 self.updater.begin(0)
                 with parts.of("augment"):
                     mix = self.loader.pipeline.mix
-                    images, targets = mix(batch.images, batch.labels, self.classes, self.epoch, batch.number)
+                    images, targets = mix(
+                        batch.images, batch.labels, self.classes, self.epoch, batch.number
+                    )
                 with parts.of("forward"):
-                    loss, logits = suite.gradients(run, network, self.updater, criterion, images, targets, batch.total)
+                    loss, logits = suite.gradients(
+                        run, network, self.updater, criterion, images, targets, batch.total
+                    )
                 with parts.of("update"):
                     counted = self.updater.apply(loss, run.progress.step, batch.indices)
                 with parts.of("sums"):
@@ -180,11 +223,15 @@ class Ours:
 class Theirs:
     """The loop of torchvision's references/classification/train.py, with its transforms, on the same network."""
 
-    def __init__(self, arguments: argparse.Namespace, name: str, folder: Any, sizes: tuple[int, int]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace, name: str, folder: Any, sizes: tuple[int, int]
+    ) -> None:
         from torchvision import datasets
         from torchvision import transforms as v1
 
-        self.device = torch.device("cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu")
+        self.device = torch.device(
+            "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+        )
         tail = [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
         if arguments.dataset == "mnist":
             steps = [v1.Grayscale(3), v1.RandomCrop(28, 2), *tail]
@@ -200,15 +247,20 @@ class Theirs:
             persistent_workers=arguments.nThreads > 0, pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork" if arguments.nThreads else None,
         )  # fmt: skip
-        self.precision = configs.precision(arguments.precision, self.device)
+        self.precision = configs.choose_precision(arguments.precision, self.device)
         self.network = model.create(name, classes, sizes[1]).body.to(self.device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, weight_decay=5e-4)
 
     def pass_(self) -> list[float]:
         started, seen = time.perf_counter(), 0.0
         for images, labels in self.loader:
-            images, labels = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            images, labels = (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+            with torch.autocast(
+                self.device.type, self.precision, enabled=self.precision is not None
+            ):
                 output = self.network(images)
                 heads = output if isinstance(output, tuple) else (output,)
                 loss = F.cross_entropy(heads[0], labels)
@@ -216,7 +268,9 @@ class Theirs:
             loss.backward()
             self.optimizer.step()
             best = heads[0].topk(min(5, heads[0].shape[1]), 1).indices == labels[:, None]
-            seen += loss.item() + best[:, 0].float().mean().item() + best.float().sum(1).mean().item()
+            seen += (
+                loss.item() + best[:, 0].float().mean().item() + best.float().sum(1).mean().item()
+            )
         return [(time.perf_counter() - started) / len(self.loader)]
 
 
@@ -237,19 +291,57 @@ def matmul_rate(device: torch.device, kind: torch.dtype | None) -> float:
 
 
 def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--netType", nargs="+", default=["alexnetbn"], help="networks (default: alexnetbn)")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="(default: auto)")
-    parser.add_argument("--dataset", default="folder", choices=["folder", "mnist"], help="(default: folder, or synthetic)")
-    parser.add_argument("--data_dir", help="folder with train/ (default: synthetic images; MNIST's usual place)")
-    parser.add_argument("--imageSize", type=int, default=256, help="shorter side, pixels (default: 256)")
-    parser.add_argument("--cropSize", type=int, default=224, help="side of the crop, pixels (default: 224)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--netType", nargs="+", default=["alexnetbn"], help="networks (default: alexnetbn)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="(default: auto)",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="folder",
+        choices=["folder", "mnist"],
+        help="(default: folder, or synthetic)",
+    )
+    parser.add_argument(
+        "--data_dir", help="folder with train/ (default: synthetic images; MNIST's usual place)"
+    )
+    parser.add_argument(
+        "--imageSize", type=int, default=256, help="shorter side, pixels (default: 256)"
+    )
+    parser.add_argument(
+        "--cropSize", type=int, default=224, help="side of the crop, pixels (default: 224)"
+    )
     parser.add_argument("--batchSize", type=int, default=128, help="(default: 128)")
     parser.add_argument("--steps", type=int, default=20, help="a repetition (default: 20)")
-    parser.add_argument("--repetitions", type=int, default=3, help="alternating, after one that is not counted (default: 3)")
-    parser.add_argument("--augment", default="crop,flip", help="ours; the peer's is random crop and flip (default: crop,flip)")
-    parser.add_argument("--nThreads", type=int, default=min(8, len(os.sched_getaffinity(0))), help="processes that read")
-    parser.add_argument("--peer", choices=["torchvision"], help="measure the reference recipe's loop in the same run")
+    parser.add_argument(
+        "--repetitions",
+        type=int,
+        default=3,
+        help="alternating, after one that is not counted (default: 3)",
+    )
+    parser.add_argument(
+        "--augment",
+        default="crop,flip",
+        help="ours; the peer's is random crop and flip (default: crop,flip)",
+    )
+    parser.add_argument(
+        "--nThreads",
+        type=int,
+        default=min(8, len(os.sched_getaffinity(0))),
+        help="processes that read",
+    )
+    parser.add_argument(
+        "--peer",
+        choices=["torchvision"],
+        help="measure the reference recipe's loop in the same run",
+    )
     parser.add_argument("--compile", action="store_true", help="compile our network")
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument("--json", help="file for the figures")
@@ -275,7 +367,12 @@ def images_of(arguments: argparse.Namespace) -> tuple[Any, Any, str, tuple[int, 
         return data.open_images("mnist", arguments.data_dir, "train"), root, "pad:2,crop", (28, 28)
     sizes = (arguments.imageSize, arguments.cropSize)
     if arguments.data_dir:
-        return data.open_images("folder", arguments.data_dir, "train"), f"{arguments.data_dir}/train", arguments.augment, sizes
+        return (
+            data.open_images("folder", arguments.data_dir, "train"),
+            f"{arguments.data_dir}/train",
+            arguments.augment,
+            sizes,
+        )
     count = max(arguments.batchSize * 2, 256)
     return (
         data.open_images("synthetic", None, "train", shape=(count, 1000, arguments.imageSize)),
@@ -293,25 +390,49 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         ways["torchvision"] = Theirs(arguments, name, root, sizes).pass_
     for way in ways.values():  # compiles, fills caches, starts processes
         way()
-    figures = {way: timing.summary(runs) for way, runs in timing.alternate(ways, arguments.repetitions).items()}
+    figures = {
+        way: timing.summary(runs)
+        for way, runs in timing.alternate(ways, arguments.repetitions).items()
+    }
     measured = Parts(ours.device)
     whole = ours.pass_(measured)[0] * len(ours.plan)
     parts = measured.seconds
-    batch = min(arguments.batchSize, ours.plan.images)
+    batch = min(arguments.batchSize, ours.plan.image_count)
     limit = matmul_rate(ours.device, ours.precision)
     needed = 3 * model.multiply_adds(ours.network)  # forward, and twice as much backward
-    rows = [[f"{name}, {ours.device.type}, {arguments.precision}", "ms a step", "images/s", "of matmul", "ours is"]]
+    rows = [
+        [
+            f"{name}, {ours.device.type}, {arguments.precision}",
+            "ms a step",
+            "images/s",
+            "of matmul",
+            "ours is",
+        ]
+    ]
     for way, figure in figures.items():
         seconds = figure["seconds_per_batch"]
         share = needed * batch / seconds / limit
         figure |= {"images_per_second": batch / seconds, "share_of_matmul": share}
         figure["ours_is_faster_by"] = seconds / figures["ours"]["seconds_per_batch"]
-        cells = [f"{1000 * seconds:.1f}", f"{batch / seconds:.0f}", f"{share:.0%}", f"x {figure['ours_is_faster_by']:.3f}"]
+        cells = [
+            f"{1000 * seconds:.1f}",
+            f"{batch / seconds:.0f}",
+            f"{share:.0%}",
+            f"x {figure['ours_is_faster_by']:.3f}",
+        ]
         rows.append([way, *cells])
-    table(rows)
-    print("a step of ours: " + ", ".join(f"{part} {1000 * value / len(ours.plan):.2f} ms" for part, value in parts.items()))
+    print_table(rows)
+    print(
+        "a step of ours: "
+        + ", ".join(
+            f"{part} {1000 * value / len(ours.plan):.2f} ms" for part, value in parts.items()
+        )
+    )
     memory = utils.peak_memory(ours.device)
-    print(f"waiting for data: {parts['wait'] / whole:.1%} of the time; at most {memory / 2**20:.0f} MiB\n", flush=True)
+    print(
+        f"waiting for data: {parts['wait'] / whole:.1%} of the time; at most {memory / 2**20:.0f} MiB\n",
+        flush=True,
+    )
     milliseconds = {part: 1000 * value / len(ours.plan) for part, value in parts.items()}
     return {"figures": figures, "milliseconds": milliseconds, "waiting": parts["wait"] / whole, "peak_memory_bytes": memory,
             "multiply_adds_a_second": limit, "cores": len(os.sched_getaffinity(0))}  # fmt: skip

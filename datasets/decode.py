@@ -1,8 +1,9 @@
 """From an image file to the pixels of one window of it.
 
-The window comes first: the header tells the size, a JPEG that is far too large is decoded at a reduced scale, and only
-the window is resized, with the antialiasing filter reaching over its border as if the whole image had been resized.
-EXIF orientation is ignored: pixels are taken as they are stored, as torchvision and timm do.
+The window comes first: the header tells the size, a JPEG that is far too large is decoded at a
+reduced scale, and only the window is resized, with the antialiasing filter reaching over its border
+as if the whole image had been resized. EXIF orientation is ignored: pixels are taken as they are
+stored, as torchvision and timm do.
 """
 
 import io
@@ -15,14 +16,19 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from augmentation.resize import cut
+from base.errors import OverLimit
+from transforms import Window
 
 JPEG = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MOST_PIXELS = 200_000_000  # of an image: 600 MB when decoded
+MAX_PIXELS = 200_000_000  # of an image: 600 MB when decoded
 
 
-def size(data: bytes, most: int = MOST_PIXELS) -> tuple[int, int]:
-    """Return width and height in pixels from the file's header. Raises ValueError with the reason; `most`: pixels."""
+def size(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return width and height in pixels from the file's header.
+
+    Raises ValueError with the reason; OverLimit for more than `most` pixels.
+    """
     try:
         if data.startswith(JPEG):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -32,7 +38,7 @@ def size(data: bytes, most: int = MOST_PIXELS) -> tuple[int, int]:
     except Exception as error:  # decoders raise anything on strange bytes; each means the same
         raise ValueError(_reason(error, data)) from None
     if width * height > most:
-        raise ValueError(f"{width} x {height} pixels are more than the {most} allowed: raise --maxMegapixels")
+        raise OverLimit(f"{width} x {height} pixels are more than the {most} allowed", "pixels")
     return width, height
 
 
@@ -48,11 +54,12 @@ def kind(data: bytes) -> str:
 
 
 def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
-    """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most. Raises ValueError with the reason.
+    """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most.
 
-    How large an image may be is `size`'s to say, which comes first.
+    Raises ValueError with the reason.
 
-    Greys and palettes become RGB, alpha is dropped, 16-bit greys are divided by 257.
+    How large an image may be is `size`'s to say, which comes first. Greys and palettes become RGB,
+    alpha is dropped, 16-bit greys are divided by 257.
     """
     try:
         if data.startswith(JPEG):
@@ -61,33 +68,37 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
                 return decoded
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("error", UserWarning)  # a decoder's doubts about the content
-            warnings.filterwarnings("ignore", "Palette images with Transparency")  # alpha is dropped
+            # A decoder's doubts about the content are errors; that alpha is dropped is meant.
+            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", "Palette images with Transparency")
             with _open(data) as image:
                 return _to_rgb(image)
     except Exception as error:
         raise ValueError(_reason(error, data)) from None
 
 
-def windows(
-    data: bytes, boxes: np.ndarray, side: int, *, whole: bool, headroom: float, interpolation: str = "bilinear"
+def read_windows(
+    data: bytes, boxes: np.ndarray, window: Window, *, interpolation: str = "bilinear"
 ) -> Tensor:
-    """Return the part `boxes` (left, top, right, bottom, in pixels of the stored image) as (3, side, side) uint8.
+    """Return parts of one image, resized.
 
-    boxes: (4,), or (parts, 4), of one size: then (parts, 3, side, side). whole, headroom: see `transforms.Window`.
-    Raises ValueError with the reason.
+    boxes: one row of the window's, (4,) left, top, right, bottom in pixels of the stored image ->
+    (3, S, S) uint8; or (parts, 4), all of one size -> (parts, 3, S, S). Raises ValueError with the
+    reason.
     """
-    box = boxes.reshape(-1, 4)[0]
-    scale = min(box[2] - box[0], box[3] - box[1]) / side
+    rows = boxes.reshape(-1, 4)
+    left, top, right, bottom = rows[0]
+    scale = min(right - left, bottom - top) / window.size
     reduce = 1
-    while reduce < 8 and scale >= 2 * reduce * headroom:
+    while reduce < 8 and scale >= 2 * reduce * window.headroom:
         reduce *= 2
+
     image = pixels(data, reduce)
     if reduce > 1:
         width, height = size(data)
-        boxes = boxes * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+        rows = rows * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
-    parts = [cut(planes, box, side, whole, interpolation)[0] for box in boxes.reshape(-1, 4)]
+    parts = [cut(planes, box, window.size, window.whole, interpolation)[0] for box in rows]
     return parts[0] if boxes.ndim == 1 else torch.stack(parts)
 
 
@@ -100,13 +111,15 @@ def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
     try:
         return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
     except ValueError as error:
-        if "extraneous bytes" in str(error):  # stray bytes between two parts hurt nothing; Pillow refuses a cut file
+        # Stray bytes between two parts hurt nothing; Pillow refuses a file that was cut.
+        if "extraneous bytes" in str(error):
             return None
         raise
 
 
 def _open(data: bytes) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = None  # Pillow's own, lower limit: `size` has ours
+    # Pillow's own limit is lower than ours, which `size` has checked.
+    Image.MAX_IMAGE_PIXELS = None
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 

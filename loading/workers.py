@@ -1,10 +1,11 @@
-"""The processes that read image files: what each does, how it starts and ends."""
+"""The worker processes that read image files: what each does, and how it starts."""
 
 import math
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
@@ -13,20 +14,37 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from base.errors import Refused
+from base.errors import OverLimit, Refused, reason_of
 from datasets import decode
 from datasets.images import FileImages
 from loading.plan import Plan
 from transforms import Pipeline
 from utils import keep_memory
 
-AT_ONCE = 16  # images that are worked on together: they stay in the processor's cache
-PREFETCHED = 2  # batches a process has under way: DataLoader's default
+GROUP = 16  # images that are worked on together: they stay in the processor's cache
+PREFETCHED = 2  # batches a worker has under way: DataLoader's default
 
 
 class Task(NamedTuple):
+    """One batch of one epoch."""
+
     epoch: int
-    number: int
+    batch_index: int
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that could not be read: number, path, why, and the limit it is beyond, if any."""
+
+    index: int
+    path: str
+    reason: str
+    limit: str = ""
+
+
+Decoded = tuple[
+    Tensor, Tensor, list[BadImage]
+]  # images (N, 3, S, S) uint8, indices (N,) int64, the bad ones
 
 
 class Tasks(Sampler[Task]):
@@ -42,86 +60,105 @@ class Tasks(Sampler[Task]):
         return len(self.tasks)
 
 
-class Reader(Dataset):
-    """Runs in a worker: reads and decodes whole batches. What is bad comes back as (index, path, reason).
+class Reader(Dataset[Decoded]):
+    """Runs in a worker: reads and decodes whole batches.
 
-    finishes: it runs the pipeline's later steps too, where the device is the CPU; a GPU does them itself.
+    finishes: it runs the pipeline's later steps too, where the device is the CPU; a GPU does them
+    itself.
     """
 
-    def __init__(self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool) -> None:
-        self.images, self.pipeline, self.plan, self.finishes = images, pipeline, plan, finishes
+    def __init__(
+        self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool
+    ) -> None:
+        self.images, self.pipeline, self.plan = images, pipeline, plan
+        self.finishes = finishes
 
-    def __getitem__(self, task: Task) -> tuple[Tensor, Tensor, list[tuple[int, str, str]]]:
-        """Return images (N, 3, S, S) uint8, their indices (N,) int64, and the bad ones."""
-        indices = self.plan.indices(task.epoch, task.number)
+    def __getitem__(self, task: Task) -> Decoded:
+        """Read one batch; what is bad is left out of it."""
+        indices = self.plan.indices(task.epoch, task.batch_index)
         side = self.pipeline.crop_size
         batch = _shared(len(indices), *self.pipeline.parts, side, side, 3).movedim(-1, -3)
         kept: list[int] = []
-        bad: list[tuple[int, str, str]] = []
-        for start in range(0, len(indices), AT_ONCE):
-            self._read(indices[start : start + AT_ONCE], task.epoch, batch, kept, bad)
+        bad: list[BadImage] = []
+        for start in range(0, len(indices), GROUP):
+            self._read_group(indices[start : start + GROUP], task.epoch, batch, kept, bad)
         return batch[: len(kept)], torch.tensor(kept, dtype=torch.int64), bad
 
-    def _read(self, indices: np.ndarray, epoch: int, batch: Tensor, kept: list[int], bad: list[tuple[int, str, str]]) -> None:
-        """Read some images into the next free places of the batch."""
+    def _read_group(
+        self, indices: np.ndarray, epoch: int, batch: Tensor, kept: list[int], bad: list[BadImage]
+    ) -> None:
+        """Read some images into the next free rows of the batch."""
         files: list[bytes] = []
         sizes: list[tuple[int, int]] = []
-        found: list[int] = []
+        readable: list[int] = []
         for index in indices.tolist():
             try:
                 content, size = self.images.sized(index)
-                sizes.append(size)
-                files.append(content)
-                found.append(index)
             except (OSError, ValueError) as error:
-                bad.append((index, self.images.path(index), _reason(error)))
+                bad.append(self._bad(index, error))
+                continue
+            files.append(content)
+            sizes.append(size)
+            readable.append(index)
+
         first = len(kept)
         widths, heights = np.array(sizes, np.int64).reshape(-1, 2).T
-        window = self.pipeline.windows(widths, heights, epoch, np.array(found, np.int64))
-        for index, content, box in zip(found, files, window.box, strict=True):
+        window = self.pipeline.windows(widths, heights, epoch, np.array(readable, np.int64))
+        for index, content, box in zip(readable, files, window.box, strict=True):
             try:
-                batch[len(kept)] = decode.windows(
-                    content, box, self.pipeline.crop_size, whole=window.whole, headroom=window.headroom,
-                    interpolation=self.pipeline.interpolation,
-                )  # fmt: skip
+                batch[len(kept)] = decode.read_windows(
+                    content, box, window, interpolation=self.pipeline.interpolation
+                )
                 kept.append(index)
             except ValueError as error:
-                bad.append((index, self.images.path(index), _reason(error)))
+                bad.append(self._bad(index, error))
+
         if self.finishes and self.pipeline.steps:
             images = batch[first : len(kept)]
-            images.copy_(self.pipeline.finish(images, self.pipeline.draws(epoch, np.array(kept[first:], np.int64))))
+            draws = self.pipeline.draw_uniforms(epoch, np.array(kept[first:], np.int64))
+            images.copy_(self.pipeline.apply_steps(images, draws))
+
+    def _bad(self, index: int, error: Exception) -> BadImage:
+        limit = error.limit if isinstance(error, OverLimit) else ""
+        return BadImage(index, self.images.path(index), reason_of(error), limit)
 
 
 def _shared(*shape: int) -> Tensor:
-    """Return room for a batch, uint8: in a worker in shared memory, where it would be copied to otherwise."""
+    """Return room for a batch, uint8: in a worker in shared memory, where it would be copied to
+    otherwise.
+    """
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def start_worker(_: int) -> None:
-    """Shield a worker: a signal to the whole group is the main process's to answer, which then ends its workers."""
+    """Shield a worker: a signal to the whole group is the main process's to answer, which then ends
+    its workers.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _say_unless_cut_off
+    sys.excepthook = _print_unless_cut_off
     torch.set_num_threads(1)
     keep_memory()
 
 
-def _say_unless_cut_off(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what a thread did not catch, but for a main process that is gone: that one says so itself."""
+def _print_unless_cut_off(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what a thread did not catch, but for a main process that is gone: that one says so
+    itself.
+    """
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
 def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:
-    """Raise Refused where /dev/shm cannot hold the batches that are under way: a process would die of a bus error.
+    """Raise Refused where /dev/shm cannot hold the batches under way: a worker would die of a bus
+    error.
 
-    batch: bytes of one; each process has PREFETCHED of them under way, and one is in use.
+    batch: bytes of one; each worker has PREFETCHED of them under way, and one is in use.
     """
     if free is None:
         try:
@@ -131,6 +168,8 @@ def check_shared_memory(workers: int, batch: int, free: int | None = None) -> No
     needed = (workers * PREFETCHED + 1) * batch
     if needed > free:
         raise Refused(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} processes need {needed / 2**20:.0f} MiB for their batches: "
-            "enlarge it (docker run --shm-size), or lower --nThreads or --batchSize; --nThreads 0 needs none"
+            f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} workers need "
+            f"{needed / 2**20:.0f} MiB for their "
+            "batches: enlarge it (docker run --shm-size)",
+            limit="shared memory",
         )

@@ -8,56 +8,81 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """A network's builder, as "module:function" below this package, its smallest input and the rate that trains it.
+    """A network's builder, as "module:function" below this package, its smallest input and the rate
+    that trains it.
 
-    The builder is called as function(classes, size, stem), or function(name, classes, size, stem) where it is written
-    "module:function:name", with size in pixels and stem "fast" or "fine". heads: prefixes of the auxiliary heads' names.
+    The builder is called as function(classes, size, stem), or function(name, classes, size, stem)
+    where it is written "module:function:name", with size in pixels and stem "fast" or "fine".
+    heads: prefixes of the auxiliary heads' names.
     """
 
     builder: str
     smallest: int  # pixels a side
     about: str
-    LR: float = 1e-2  # the first learning rate of the regime
+    lr: float = 1e-2  # the first learning rate of the regime
     regime: str = "torch7"  # a name in schedule.REGIMES
     heads: tuple[str, ...] = ()
-    twin: str = ""  # torchvision's name of the network with the same weights
+    torchvision_name: str = ""  # torchvision's name of the network with the same weights
 
 
 OURS = {
     "alexnet": Entry("alexnet:alexnet", 16, "Krizhevsky 2012, two columns"),
-    "alexnetowt": Entry("alexnet:alexnetowt", 16, "Krizhevsky 2014, one column (torchvision's alexnet)", twin="alexnet"),
+    "alexnetowt": Entry(
+        "alexnet:alexnetowt",
+        16,
+        "Krizhevsky 2014, one column (torchvision's alexnet)",
+        torchvision_name="alexnet",
+    ),
     "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm"),
-    "alexnetbn": Entry("alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer"),
+    "alexnetbn": Entry(
+        "alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer"
+    ),
     "overfeat": Entry("overfeat:overfeat", 16, "Sermanet 2013, fast model"),
-    "vgg": Entry("vgg:vgg11", 16, "Simonyan 2014, column A", twin="vgg11"),
-    "vgg11": Entry("vgg:vgg11", 16, "column A", twin="vgg11"),
-    "vgg13": Entry("vgg:vgg13", 16, "column B", twin="vgg13"),
-    "vgg16": Entry("vgg:vgg16", 16, "column D", twin="vgg16"),
-    "vgg19": Entry("vgg:vgg19", 16, "column E", twin="vgg19"),
+    "vgg": Entry("vgg:vgg11", 16, "Simonyan 2014, column A", torchvision_name="vgg11"),
+    "vgg11": Entry("vgg:vgg11", 16, "column A", torchvision_name="vgg11"),
+    "vgg13": Entry("vgg:vgg13", 16, "column B", torchvision_name="vgg13"),
+    "vgg16": Entry("vgg:vgg16", 16, "column D", torchvision_name="vgg16"),
+    "vgg19": Entry("vgg:vgg19", 16, "column E", torchvision_name="vgg19"),
     "vggbn": Entry("vgg:vggbn", 16, "column A, batch norm after hidden linear layers"),
     "vggbnv2": Entry("vgg:vggbnv2", 16, "column A, average pooling, batch norm, one linear layer"),
-    "vgg11bn": Entry("vgg:vgg11bn", 16, "column A, batch norm after convolutions (torchvision's vgg11_bn)", twin="vgg11_bn"),
-    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", twin="vgg13_bn"),
-    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", twin="vgg16_bn"),
-    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", twin="vgg19_bn"),
-    "googlenet": Entry("googlenet:googlenet", 16, "Szegedy 2014, batch norm", heads=("aux1", "aux2"), twin="googlenet"),
-    "inception2": Entry("inception2:inception2", 16, "Ioffe 2015 without batch norm", heads=("head",)),
-    "ninbn": Entry("nin:ninbn", 16, "network in network, batch norm", LR=0.1, regime="nin"),
+    "vgg11bn": Entry(
+        "vgg:vgg11bn",
+        16,
+        "column A, batch norm after convolutions (torchvision's vgg11_bn)",
+        torchvision_name="vgg11_bn",
+    ),
+    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn"),
+    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn"),
+    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn"),
+    "googlenet": Entry(
+        "googlenet:googlenet",
+        16,
+        "Szegedy 2014, batch norm",
+        heads=("aux1", "aux2"),
+        torchvision_name="googlenet",
+    ),
+    "inception2": Entry(
+        "inception2:inception2", 16, "Ioffe 2015 without batch norm", heads=("head",)
+    ),
+    "ninbn": Entry("nin:ninbn", 16, "network in network, batch norm", lr=0.1, regime="nin"),
     "squeezenet": Entry("squeezenet:squeezenet", 16, "Iandola 2016, simple bypass"),
 }
 
-# torchvision's classification networks, `list_models(module=torchvision.models)`, but for the names that ours bear.
+# torchvision's classification networks, `list_models(module=torchvision.models)`, but for the names
+# that ours bear.
 _NAMES = """
-    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169
-    densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5
-    efficientnet_b6 efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3
-    maxvit_t mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small
-    regnet_x_16gf regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf
-    regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf
-    regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d
-    shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b
-    swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn
-    vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161
+    densenet169 densenet201 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3
+    efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7 efficientnet_v2_l
+    efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mnasnet0_75
+    mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf
+    regnet_x_1_6gf regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf
+    regnet_y_128gf regnet_y_16gf regnet_y_1_6gf regnet_y_32gf regnet_y_3_2gf regnet_y_400mf
+    regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34 resnet50 resnext101_32x8d
+    resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+    shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s
+    swin_v2_t vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14
+    vit_l_16 vit_l_32 wide_resnet101_2 wide_resnet50_2
 """
 TORCHVISION = tuple(_NAMES.split())
 # Smallest inputs of torchvision's that differ from 32 pixels.
@@ -65,6 +90,12 @@ _SMALLEST = {"alexnet": 63, "inception_v3": 75, "squeezenet1_0": 21, "squeezenet
 _HEADS = {"inception_v3": ("AuxLogits",)}
 
 NETWORKS = {
-    name: Entry(f"peers:build:{name}", _SMALLEST.get(name, 32), "torchvision's", heads=_HEADS.get(name, ()), twin=name)
+    name: Entry(
+        f"peers:build:{name}",
+        _SMALLEST.get(name, 32),
+        "torchvision's",
+        heads=_HEADS.get(name, ()),
+        torchvision_name=name,
+    )
     for name in TORCHVISION
 } | OURS

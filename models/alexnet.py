@@ -1,11 +1,13 @@
 """AlexNet in four forms.
 
-alexnet: Krizhevsky, Sutskever, Hinton 2012 (doi 10.1145/3065386), two columns that both see the whole input.
-alexnetowt: Krizhevsky 2014, "One weird trick", arXiv 1404.5997, one column; torchvision's alexnet.
-alexnetowtbn: batch norm after each convolution and hidden layer. alexnetbn: that, with average pooling and one layer.
+alexnet: Krizhevsky, Sutskever, Hinton 2012 (doi 10.1145/3065386), two columns that both see the
+whole input. alexnetowt: Krizhevsky 2014, "One weird trick", arXiv 1404.5997, one column;
+torchvision's alexnet. alexnetowtbn: batch norm after each convolution and hidden layer. alexnetbn:
+that, with average pooling and one layer.
 
-Made for 224 x 224 pixels. Below 64 the stem is a small one: a 5 x 5 convolution and max-pools of 3 x 3 with padding,
-each of stride 2, and the hidden layers have 512 units over a 2 x 2 grid. `--stem fine` starts at stride 1 instead.
+Made for 224 x 224 pixels. Below 64 the stem is a small one: a 5 x 5 convolution and max-pools of 3
+x 3 with padding, each of stride 2, and the hidden layers have 512 units over a 2 x 2 grid. `--stem
+fine` starts at stride 1 instead.
 """
 
 import torch
@@ -54,12 +56,16 @@ def alexnetbn(classes: int, size: int, stem: str) -> nn.Module:
         table = table[:-1]
     features = stack(table, bn=True)
     channels = width(features)
-    network = Classifier(features, 1, nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes)))
+    network = Classifier(
+        features, 1, nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes))
+    )
     initialise(network)
     return network
 
 
-def build(features: nn.Module, channels: int, classes: int, size: int, *, bn: bool = False) -> nn.Module:
+def build(
+    features: nn.Module, channels: int, classes: int, size: int, *, bn: bool = False
+) -> nn.Module:
     """Add the three linear layers and initialise."""
     grid, hidden = (6, 4096) if size >= SMALL else (2, 512)
     layers: list[nn.Module] = []

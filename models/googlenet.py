@@ -1,8 +1,10 @@
-"""GoogLeNet: Szegedy et al. 2014, arXiv 1409.4842, table 1, with batch norm, as torchvision's: its "5 x 5" branches are 3 x 3.
+"""GoogLeNet: Szegedy et al. 2014, arXiv 1409.4842, table 1, with batch norm, as torchvision's: its
+"5 x 5" branches are 3 x 3.
 
-Two auxiliary heads, after 4a and 4d, train with it (weight 0.3, section 5) and are left out in testing. Made for
-224 x 224 pixels. Below 64 the first convolution is 5 x 5 of stride 2 and the first pool is left out; with `--stem fine`
-it is 3 x 3 of stride 1 and the second pool is left out as well, as in published CIFAR results.
+Two auxiliary heads, after 4a and 4d, train with it (weight 0.3, section 5) and are left out in
+testing. Made for 224 x 224 pixels. Below 64 the first convolution is 5 x 5 of stride 2 and the
+first pool is left out; with `--stem fine` it is 3 x 3 of stride 1 and the second pool is left out
+as well, as in published CIFAR results.
 """
 
 from typing import Any
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 
 from models.layers import SMALL, initialise
 
-# name: 1 x 1; 3 x 3 reduced, 3 x 3; "5 x 5" reduced, "5 x 5"; pool's projection. "M": a max-pool of this kernel.
+# name: 1 x 1; 3 x 3 reduced, 3 x 3; "5 x 5" reduced, "5 x 5"; pool's projection. "M": a max-pool of
+# this kernel.
 TABLE: dict[str, Any] = {
     "inception3a": (64, 96, 128, 16, 32, 32), "inception3b": (128, 128, 192, 32, 96, 64),
     "maxpool3": 3,
@@ -28,7 +31,9 @@ HEADS = {"inception4a": "aux1", "inception4d": "aux2"}  # where the auxiliary he
 class Unit(nn.Sequential):
     """A convolution without bias, batch norm, ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
@@ -38,7 +43,9 @@ class Unit(nn.Sequential):
 class Inception(nn.Module):
     """Four branches over the same input, their channels side by side."""
 
-    def __init__(self, inputs: int, one: int, red3: int, three: int, red5: int, five: int, pool: int) -> None:
+    def __init__(
+        self, inputs: int, one: int, red3: int, three: int, red5: int, five: int, pool: int
+    ) -> None:
         super().__init__()
         self.branch1 = Unit(inputs, one, 1)
         self.branch2 = nn.Sequential(Unit(inputs, red3, 1), Unit(red3, three, 3, padding=1))
@@ -46,7 +53,10 @@ class Inception(nn.Module):
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), Unit(inputs, pool, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([branch(images) for branch in (self.branch1, self.branch2, self.branch3, self.branch4)], 1)
+        return torch.cat(
+            [branch(images) for branch in (self.branch1, self.branch2, self.branch3, self.branch4)],
+            1,
+        )
 
 
 class Head(nn.Module):
@@ -66,7 +76,9 @@ class Head(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """In training, logits of the main head and of the auxiliary ones; in testing, those of the main head alone."""
+    """In training, logits of the main head and of the auxiliary ones; in testing, those of the main
+    head alone.
+    """
 
     def __init__(self, classes: int, size: int, stem: str) -> None:
         super().__init__()

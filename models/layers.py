@@ -1,17 +1,22 @@
 """The parts that the networks' tables are made of."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 SMALL = 64  # pixels a side below which a network takes its small-image form
-STEMS = {"fast": (5, 2, 2), "fine": (5, 1, 2)}  # kernel, stride, padding of a first convolution below SMALL
+Table = tuple[tuple[Any, ...], ...]  # rows of ("conv", ...) and ("pool", ...)
+STEMS = {
+    "fast": (5, 2, 2),
+    "fine": (5, 1, 2),
+}  # kernel, stride, padding of a first convolution below SMALL
 
 
-def adapt(table: tuple, size: int, stem: str, small: int = SMALL) -> tuple:
-    """Return the table for images of size x size pixels: below `small` a small first convolution, and pools and
-    convolutions padded so that nothing is lost at the border."""
+def adapt(table: Table, size: int, stem: str, small: int = SMALL) -> Table:
+    """Return the table for images of size x size pixels: below `small` a small first convolution,
+    and pools and convolutions padded so that nothing is lost at the border.
+    """
     if size >= small:
         return table
     rows = [("pool", 3, 2, 1) if row[0] == "pool" else (*row[:4], row[2] // 2) for row in table[1:]]
@@ -19,7 +24,13 @@ def adapt(table: tuple, size: int, stem: str, small: int = SMALL) -> tuple:
 
 
 def conv(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, *, bn: float | bool = False
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    bn: float | bool = False,
 ) -> list[nn.Module]:
     """Return a convolution, batch norm if asked for (a float is its eps), and ReLU."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, padding)]
@@ -28,8 +39,10 @@ def conv(
     return [*layers, nn.ReLU(inplace=True)]
 
 
-def stack(table: tuple, inputs: int = 3, *, bn: float | bool = False) -> nn.Sequential:
-    """Build features from a table of ("conv", outputs, kernel, stride, padding) and ("pool", kernel, stride, padding)."""
+def stack(table: Table, inputs: int = 3, *, bn: float | bool = False) -> nn.Sequential:
+    """Build features from a table of ("conv", outputs, kernel, stride, padding) and ("pool",
+    kernel, stride, padding).
+    """
     layers: list[nn.Module] = []
     for kind, *numbers in table:
         if kind == "pool":
@@ -46,10 +59,12 @@ def width(features: nn.Sequential) -> int:
 
 
 def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> None:
-    """Draw convolutions by He (arXiv 1502.01852, fan-out) and hidden linear layers (fan-in); set all biases to zero.
+    """Draw convolutions by He (arXiv 1502.01852, fan-out) and hidden linear layers (fan-in); set
+    all biases to zero.
 
-    mode: fan_out, or fan_in for deep networks without batch norm, whose activations it keeps level: by fan-out VGG's
-    fade and Inception's explode. The hidden layers matter too: drawn as torch does, plain VGG stood still for 500 steps.
+    mode: fan_out, or fan_in for deep networks without batch norm, whose activations it keeps level:
+    by fan-out VGG's fade and Inception's explode. The hidden layers matter too: drawn as torch
+    does, plain VGG stood still for 500 steps.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     for hidden in linear:
@@ -63,7 +78,10 @@ def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out
 
 
 class Classifier(nn.Module):
-    """features -> average pool to grid x grid -> classifier. The names of the three are torchvision's."""
+    """features -> average pool to grid x grid -> classifier.
+
+    The names of the three are torchvision's.
+    """
 
     def __init__(self, features: nn.Module, grid: int, classifier: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""Network in Network with batch norm: Lin, Chen, Yan 2013, arXiv 1312.4400, in Zagoruyko's form for ImageNet.
+"""Network in Network with batch norm: Lin, Chen, Yan 2013, arXiv 1312.4400, in Zagoruyko's form for
+ImageNet.
 
-Each block is a convolution and two 1 x 1 convolutions, batch norm (eps 1e-3) and ReLU after each. Its own regime starts
-at a learning rate of 0.1. Made for 224 x 224 pixels; below 64 the first convolution is 5 x 5 of stride 2 (1 with
-`--stem fine`).
+Each block is a convolution and two 1 x 1 convolutions, batch norm (eps 1e-3) and ReLU after each.
+Its own regime starts at a learning rate of 0.1. Made for 224 x 224 pixels; below 64 the first
+convolution is 5 x 5 of stride 2 (1 with `--stem fine`).
 """
 
 from torch import nn

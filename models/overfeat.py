@@ -1,9 +1,9 @@
 """OverFeat, the fast model: Sermanet et al. 2013, arXiv 1312.6229, table 1.
 
-Made for 231 x 231 pixels, where its last map is 6 x 6; at 224 x 224 it is 5 x 5, as in the Torch7 suite. Below 71 pixels,
-where its unpadded convolutions would leave nothing,
-the stem is a 5 x 5 convolution (stride 2; 1 with `--stem fine`), pools are 3 x 3 with padding and the hidden layers have
-512 units over a 2 x 2 grid.
+Made for 231 x 231 pixels, where its last map is 6 x 6; at 224 x 224 it is 5 x 5, as in the Torch7
+suite. Below 71 pixels, where its unpadded convolutions would leave nothing, the stem is a 5 x 5
+convolution (stride 2; 1 with `--stem fine`), pools are 3 x 3 with padding and the hidden layers
+have 512 units over a 2 x 2 grid.
 """
 
 from torch import nn

@@ -4,7 +4,10 @@ from torch import nn
 
 
 def build(name: str, classes: int, size: int, stem: str) -> nn.Module:
-    """Return torchvision's network, untrained. size: pixels, which vision transformers are built for; stem: not used."""
+    """Return torchvision's network, untrained.
+
+    size: pixels, which vision transformers are built for; stem: not used.
+    """
     from torchvision.models import get_model
 
     more: dict[str, object] = {"num_classes": classes}

@@ -12,17 +12,23 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 
 class _Recomputed(nn.Sequential):
-    """A Sequential that keeps only some activations and computes the others again in the backward pass."""
+    """A Sequential that keeps only some activations and computes the others again in the backward
+    pass.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return super().forward(images)
         for part in self.parts():
-            images = recomputed(part, images, use_reentrant=False, context_fn=partial(_contexts, part))
+            images = recomputed(
+                part, images, use_reentrant=False, context_fn=partial(_contexts, part)
+            )
         return images
 
     def parts(self) -> list[nn.Sequential]:
-        """Split into about as many parts as layers a part; none begins with a layer that overwrites its input."""
+        """Split into about as many parts as layers a part; none begins with a layer that overwrites
+        its input.
+        """
         length = max(2, isqrt(len(self)) + 1)
         parts: list[list[nn.Module]] = []
         for layer in self:
@@ -38,7 +44,9 @@ def _contexts(part: nn.Module) -> tuple[Any, Any]:
 
 @contextmanager
 def _frozen_statistics(part: nn.Module) -> Iterator[None]:
-    """While a part is computed again its running statistics stay as they are: they have seen this batch."""
+    """While a part is computed again its running statistics stay as they are: they have seen this
+    batch.
+    """
     before = [(buffer, buffer.clone()) for buffer in part.buffers()]
     try:
         yield
@@ -48,9 +56,16 @@ def _frozen_statistics(part: nn.Module) -> Iterator[None]:
 
 
 def recompute(network: nn.Module) -> None:
-    """Save memory: make every Sequential of some length recompute its activations. Names and weights stay."""
+    """Save memory: make every Sequential of some length recompute its activations.
+
+    Names and weights stay.
+    """
     for child in network.children():
-        if type(child) is nn.Sequential and len(child) > 3 and any(isinstance(m, nn.Conv2d) for m in child.modules()):
+        if (
+            type(child) is nn.Sequential
+            and len(child) > 3
+            and any(isinstance(m, nn.Conv2d) for m in child.modules())
+        ):
             child.__class__ = _Recomputed
         else:
             recompute(child)

@@ -1,9 +1,10 @@
-"""SqueezeNet 1.0 with simple bypass: Iandola et al. 2016, arXiv 1602.07360, table 1 and figure 2, middle.
+"""SqueezeNet 1.0 with simple bypass: Iandola et al. 2016, arXiv 1602.07360, table 1 and figure 2,
+middle.
 
-The bypass (fire 3, 5, 7, 9) makes it another function than torchvision's squeezenet1_0, although the shapes are the same.
-Made for 224 x 224 pixels; below 64 the first convolution is 3 x 3 of stride 2 (1 with `--stem fine`) and the first pool
-is left out. The logits have no ReLU: with it, as in the authors' Caffe files, none of them can fall below zero, and on
-2,000 digits all of them died.
+The bypass (fire 3, 5, 7, 9) makes it another function than torchvision's squeezenet1_0, although
+the shapes are the same. Made for 224 x 224 pixels; below 64 the first convolution is 3 x 3 of
+stride 2 (1 with `--stem fine`) and the first pool is left out. The logits have no ReLU: with it, as
+in the authors' Caffe files, none of them can fall below zero, and on 2,000 digits all of them died.
 """
 
 import torch
@@ -12,11 +13,25 @@ from torch import Tensor, nn
 from models.layers import SMALL, conv, initialise
 
 # (squeeze, expand) of fire 2 to 9; "M": a 3 x 3 max-pool of stride 2.
-TABLE: tuple = ("M", (16, 64), (16, 64), (32, 128), "M", (32, 128), (48, 192), (48, 192), (64, 256), "M", (64, 256))
+TABLE: tuple[str | tuple[int, int], ...] = (
+    "M",
+    (16, 64),
+    (16, 64),
+    (32, 128),
+    "M",
+    (32, 128),
+    (48, 192),
+    (48, 192),
+    (64, 256),
+    "M",
+    (64, 256),
+)
 
 
 class Fire(nn.Module):
-    """Squeeze to few channels, expand by 1 x 1 and 3 x 3 convolutions, and add the input where it has the same shape."""
+    """Squeeze to few channels, expand by 1 x 1 and 3 x 3 convolutions, and add the input where it
+    has the same shape.
+    """
 
     def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -47,7 +62,8 @@ class SqueezeNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(), nn.Conv2d(inputs, classes, 1))
         initialise(self, "fan_in")
-        # As in the authors' files, of half of He's variance: the bypasses add up, by He's the first loss was 6 and all died.
+        # As in the authors' files, of half of He's variance: the bypasses add up, by He's the first
+        # loss was 6 and all died.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

@@ -1,10 +1,13 @@
-"""VGG: Simonyan & Zisserman 2014, arXiv 1409.1556, table 1, columns A, B, D, E (11, 13, 16, 19 layers).
+"""VGG: Simonyan & Zisserman 2014, arXiv 1409.1556, table 1, columns A, B, D, E (11, 13, 16, 19
+layers).
 
-vgg is column A; vggbn has batch norm after its hidden linear layers, vggbnv2 average pooling, batch norm and one linear
-layer; vgg11bn to vgg19bn have batch norm after each convolution, as torchvision's vgg*_bn.
+vgg is column A; vggbn has batch norm after its hidden linear layers, vggbnv2 average pooling, batch
+norm and one linear layer; vgg11bn to vgg19bn have batch norm after each convolution, as
+torchvision's vgg*_bn.
 
-Made for 224 x 224 pixels. Below 64 the first convolution has stride 2 (1 with `--stem fine`, the form of published CIFAR
-results), pools keep an odd border, and the hidden layers have 512 units over one position.
+Made for 224 x 224 pixels. Below 64 the first convolution has stride 2 (1 with `--stem fine`, the
+form of published CIFAR results), pools keep an odd border, and the hidden layers have 512 units
+over one position.
 """
 
 from torch import nn
@@ -32,7 +35,9 @@ def features(column: str, size: int, stem: str, *, bn: bool = False) -> nn.Seque
     return nn.Sequential(*layers)
 
 
-def build(column: str, classes: int, size: int, stem: str, *, bn: bool = False, hidden_bn: bool = False) -> nn.Module:
+def build(
+    column: str, classes: int, size: int, stem: str, *, bn: bool = False, hidden_bn: bool = False
+) -> nn.Module:
     grid, hidden = (7, 4096) if size >= SMALL else (1, 512)
     layers: list[nn.Module] = []
     inputs = 512 * grid * grid
@@ -41,7 +46,11 @@ def build(column: str, classes: int, size: int, stem: str, *, bn: bool = False, 
         layers += [nn.BatchNorm1d(hidden)] if hidden_bn else []
         layers += [nn.ReLU(inplace=True), nn.Dropout()]
         inputs = hidden
-    network = Classifier(features(column, size, stem, bn=bn), grid, nn.Sequential(*layers, nn.Linear(hidden, classes)))
+    network = Classifier(
+        features(column, size, stem, bn=bn),
+        grid,
+        nn.Sequential(*layers, nn.Linear(hidden, classes)),
+    )
     initialise(network, "fan_out" if bn else "fan_in")
     return network
 
@@ -83,6 +92,8 @@ def vggbn(classes: int, size: int, stem: str) -> nn.Module:
 
 
 def vggbnv2(classes: int, size: int, stem: str) -> nn.Module:
-    network = Classifier(features("A", size, stem), 1, nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, classes)))
+    network = Classifier(
+        features("A", size, stem), 1, nn.Sequential(nn.BatchNorm1d(512), nn.Linear(512, classes))
+    )
     initialise(network, "fan_in")
     return network

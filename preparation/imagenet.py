@@ -1,6 +1,8 @@
-"""ImageNet 2012 from its three archives to train/<wnid>/ and val/<wnid>/: counted, resumable, archives never written to.
+"""ImageNet 2012 from its three archives to train/<wnid>/ and val/<wnid>/: counted, resumable,
+archives never written to.
 
-A file gets its name only once all of its bytes are there, so a run killed at any instant goes on where it was.
+A file gets its name only once all of its bytes are there, so a run killed at any instant goes on
+where it was.
 """
 
 import csv
@@ -15,16 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from base.errors import Failed, Refused
+from base.fetch import bytes_bar
 from base.files import whole_file, write_json
 
 EXPECTED = (1000, 1_281_167, 50_000)  # classes, training and test images: arXiv 1409.0575, table 2
 WNID = re.compile(r"n\d{8}")
 TRAIN = re.compile(r"(n\d{8})_\d+\.JPEG")
 VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-MOST = 64 << 20  # bytes of one image
+MAX_BYTES = 64 << 20  # bytes of one image
 DONE = ".prepared.json"
 
 
@@ -36,7 +37,9 @@ def archives() -> dict[str, tuple[str, str]]:
 
 
 def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
-    """Unpack all. expected: classes, training and test images of a partial set, whose MD5s are then not compared.
+    """Unpack all.
+
+    expected: classes, training and test images of a partial set, whose MD5s are then not compared.
 
     Raises Refused, Failed.
     """
@@ -48,10 +51,10 @@ def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
         path.unlink(missing_ok=True)
     if expected is None:
         _check_digests(source, target / DONE)
-    words, truth = devkit(source)
+    words, wnids = devkit(source)
     _check_space(source, target)
     _unpack_train(source, target / "train", words)
-    _unpack_val(source, target / "val", truth)
+    _unpack_val(source, target / "val", wnids)
     with whole_file(target / "classes.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["class", "words"], *sorted(words.items())])
@@ -61,7 +64,9 @@ def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
 
 
 def find(source: Path, part: str) -> Path | None:
-    """Return the archive of a part, or the folder that it was unpacked to; None where neither is there."""
+    """Return the archive of a part, or the folder that it was unpacked to; None where neither is
+    there.
+    """
     name = archives()[part][0]
     folder = source / name.split(".")[0]
     return next((path for path in (source / name, folder) if path.exists()), None)
@@ -71,7 +76,10 @@ def _need(source: Path, part: str) -> Path:
     found = find(source, part)
     if found is None:
         name = archives()[part][0]
-        raise Refused(f"{source} has neither {name} nor a folder {name.split('.')[0]}: get it from image-net.org")
+        raise Refused(
+            f"{source} has neither {name} nor a folder {name.split('.')[0]}: get it from "
+            "image-net.org"
+        )
     return found
 
 
@@ -89,20 +97,15 @@ def _check_digests(source: Path, done: Path) -> None:
         if known.get(name) == state:
             continue
         found = hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as file, _bar(path.stat().st_size, f"MD5 of {name}") as bar:
+        with path.open("rb") as file, bytes_bar(path.stat().st_size, f"MD5 of {name}") as bar:
             while block := file.read(1 << 22):
                 found.update(block)
                 bar.update(len(block))
         if found.hexdigest() != digest:
-            raise Refused(
-                f"{path} has MD5 {found.hexdigest()}, not {digest}: fetch it again, or give --expect for a partial set"
-            )
+            wrong = f"{path} has MD5 {found.hexdigest()}, not {digest}"
+            raise Refused(f"{wrong}: fetch it again", limit="partial")
         known[name] = state
         write_json(done, known)
-
-
-def _bar(total: int, title: str) -> Any:
-    return tqdm(total=total, desc=title, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def devkit(source: Path) -> tuple[dict[str, str], list[str]]:
@@ -116,16 +119,18 @@ def devkit(source: Path) -> tuple[dict[str, str], list[str]]:
         with _devkit_file(place, "meta.mat") as file:
             synsets = loadmat(file, squeeze_me=True)["synsets"]
         leaves = [row for row in synsets if int(row["num_children"]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        by_id = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
         words = {str(row["WNID"]): str(row["words"]) for row in leaves}
         with _devkit_file(place, "ILSVRC2012_validation_ground_truth.txt") as file:
-            truth = [wnids[int(line)] for line in file.read().split()]
+            wnids = [by_id[int(line)] for line in file.read().split()]
     except (OSError, KeyError, ValueError, TypeError, tarfile.TarError, EOFError) as error:
-        raise Refused(f"{place} is no development kit of ILSVRC2012: {error!r}: fetch it again") from None
+        raise Refused(
+            f"{place} is no development kit of ILSVRC2012: {error!r}: fetch it again"
+        ) from None
     wrong = next((wnid for wnid in words if not WNID.fullmatch(wnid)), None)
     if wrong:
         raise Refused(f"{place} has a class '{wrong}', which is no WNID: fetch it again")
-    return words, truth
+    return words, wnids
 
 
 def _devkit_file(place: Path, name: str) -> BinaryIO:
@@ -134,7 +139,11 @@ def _devkit_file(place: Path, name: str) -> BinaryIO:
         return (place / "data" / name).open("rb")
     with tarfile.open(place) as archive:
         for member in archive:
-            if member.isreg() and member.name.endswith(f"/data/{name}") and member.size <= MOST:
+            if (
+                member.isreg()
+                and member.name.endswith(f"/data/{name}")
+                and member.size <= MAX_BYTES
+            ):
                 content = archive.extractfile(member)
                 assert content is not None
                 return io.BytesIO(content.read())
@@ -142,32 +151,44 @@ def _devkit_file(place: Path, name: str) -> BinaryIO:
 
 
 def _check_space(source: Path, target: Path) -> None:
-    needed = sum(path.stat().st_size for part in ("train", "val") if (path := find(source, part)) and path.is_file())
-    there = sum(path.stat().st_size for part in ("train", "val") for path in (target / part).glob("*/*"))
+    needed = sum(
+        path.stat().st_size
+        for part in ("train", "val")
+        if (path := find(source, part)) and path.is_file()
+    )
+    there = sum(
+        path.stat().st_size for part in ("train", "val") for path in (target / part).glob("*/*")
+    )
     free = shutil.disk_usage(target).free
     if needed - there > free:
-        raise Refused(
-            f"{target} has {free / 1e9:.1f} GB free, {(needed - there) / 1e9:.1f} GB are needed: choose another --out"
-        )
+        wanted = f"{(needed - there) / 1e9:.1f} GB are needed"
+        raise Refused(f"{target} has {free / 1e9:.1f} GB free, {wanted}", limit="out")
 
 
 def _unpack_train(source: Path, target: Path, words: dict[str, str]) -> None:
     place = _need(source, "train")
     size = place.stat().st_size if place.is_file() else 0
-    with _bar(size, "train") as bar:
+    with bytes_bar(size, "train") as bar:
         for wnid, files in _classes(place):
             if wnid not in words:
-                raise Refused(f"{place} has a class {wnid} that the development kit lacks: fetch both again")
+                raise Refused(
+                    f"{place} has a class {wnid} that the development kit lacks: fetch both again"
+                )
             for name, length, read in files:
                 match = TRAIN.fullmatch(name)
                 if not match or match[1] != wnid:
-                    raise Refused(f"{place}: {wnid} holds '{name}', which is no training image of it: fetch it again")
+                    raise Refused(
+                        f"{place}: {wnid} holds '{name}', which is no training image of it: fetch "
+                        "it again"
+                    )
                 _keep(target / wnid / name, length, read)
                 bar.update(length)
 
 
 def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Yield each class with its files: from the archive of archives, a folder of archives, or a folder of folders."""
+    """Yield each class with its files: from the archive of archives, a folder of archives, or a
+    folder of folders.
+    """
     if place.is_dir():
         for path in sorted(place.iterdir()):
             if path.is_dir():
@@ -179,7 +200,9 @@ def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
     with _tar(place) as archive:
         for member in archive:
             if not member.isreg() or not WNID.fullmatch(member.name.removesuffix(".tar")):
-                raise Refused(f"{place} holds '{member.name}', which is no class's archive: fetch it again")
+                raise Refused(
+                    f"{place} holds '{member.name}', which is no class's archive: fetch it again"
+                )
             content = archive.extractfile(member)
             with _tar(place, content) as inner:
                 yield member.name.removesuffix(".tar"), _members(inner, place)
@@ -187,17 +210,26 @@ def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
 
 def _tar(path: Path, content: Any = None) -> tarfile.TarFile:
     try:
-        return tarfile.open(path, "r:") if content is None else tarfile.open(fileobj=content, mode="r:")
+        return (
+            tarfile.open(path, "r:")
+            if content is None
+            else tarfile.open(fileobj=content, mode="r:")
+        )
     except (tarfile.TarError, OSError, EOFError) as error:
         raise Refused(f"{path} is no whole tar file: {error}: fetch it again") from None
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, int, Any]]:
-    """Yield name, bytes and a reader of each file. Raises Refused for anything but regular files: links are not followed."""
+    """Yield name, bytes and a reader of each file.
+
+    Raises Refused for anything but regular files: links are not followed.
+    """
     try:
         for member in archive:
-            if not member.isreg() or "/" in member.name or member.size > MOST:
-                raise Refused(f"{path} holds '{member.name}', which is no plain image file: fetch it again")
+            if not member.isreg() or "/" in member.name or member.size > MAX_BYTES:
+                raise Refused(
+                    f"{path} holds '{member.name}', which is no plain image file: fetch it again"
+                )
             content = archive.extractfile(member)
             assert content is not None
             yield member.name, member.size, content.read
@@ -212,24 +244,27 @@ def _folder(path: Path) -> Iterator[tuple[str, int, Any]]:
         yield file.name, file.stat().st_size, file.read_bytes
 
 
-def _unpack_val(source: Path, target: Path, truth: list[str]) -> None:
+def _unpack_val(source: Path, target: Path, wnids: list[str]) -> None:
     place = _need(source, "val")
     size = place.stat().st_size if place.is_file() else 0
-    with _bar(size, "val") as bar:
+    with bytes_bar(size, "val") as bar:
         if place.is_dir():
             files: Iterator[Any] = _folder(place)
-            _sort_val(files, place, target, truth, bar)
+            _sort_val(files, place, target, wnids, bar)
             return
         with _tar(place) as archive:
-            _sort_val(_members(archive, place), place, target, truth, bar)
+            _sort_val(_members(archive, place), place, target, wnids, bar)
 
 
-def _sort_val(files: Iterator[Any], place: Path, target: Path, truth: list[str], bar: Any) -> None:
+def _sort_val(files: Iterator[Any], place: Path, target: Path, wnids: list[str], bar: Any) -> None:
     for name, length, read in files:
         match = VAL.fullmatch(name)
-        if not match or not 1 <= int(match[1]) <= len(truth):
-            raise Refused(f"{place} holds '{name}', which is none of the {len(truth)} test images: fetch it again")
-        _keep(target / truth[int(match[1]) - 1] / name, length, read)
+        if not match or not 1 <= int(match[1]) <= len(wnids):
+            raise Refused(
+                f"{place} holds '{name}', which is none of the {len(wnids)} test images: fetch it "
+                "again"
+            )
+        _keep(target / wnids[int(match[1]) - 1] / name, length, read)
         bar.update(length)
 
 
@@ -256,4 +291,4 @@ def _check_counts(target: Path, expected: tuple[int, int, int]) -> None:
     print(f"{found[0]} classes, {found[1]} training and {found[2]} test images")
     if tuple(found) != tuple(expected):
         wanted = "{} classes, {} training and {} test images".format(*expected)
-        raise Failed(f"{target} should have {wanted}: run this again, or give --expect for a partial set")
+        raise Failed(f"{target} should have {wanted}", limit="partial")

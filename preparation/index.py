@@ -1,4 +1,6 @@
-"""Write dbcollection's form of an ILSVRC file for any folder of images, and rewrite array files one image a chunk."""
+"""Write dbcollection's form of an ILSVRC file for any folder of images, and rewrite array files one
+image a chunk.
+"""
 
 import fcntl
 import json
@@ -20,12 +22,15 @@ LIBVER = ("earliest", "v108")  # what HDF5 1.8 and all later ones read
 
 
 def index(data_dir: str, out: str, *, register: str | None = None) -> None:
-    """Write `out` for data_dir/train and data_dir/val. register: also name it so in ~/dbcollection.json. Raises Refused."""
+    """Write `out` for data_dir/train and data_dir/val. register: name it so in ~/dbcollection.json.
+
+    Raises Refused.
+    """
     classes = None
     parts = {}
     for part, group in (("train", "train"), ("test", "val")):
         if folder.find_part(data_dir, part):
-            images = folder.folder(data_dir, part, classes=classes)
+            images = folder.open_folder(data_dir, part, classes=classes)
             classes = classes or images.classes
             parts[group] = images
     if "train" not in parts:
@@ -36,7 +41,10 @@ def index(data_dir: str, out: str, *, register: str | None = None) -> None:
             _fill(file.create_group(group), images, data_dir)
 
     _write(Path(out), fill)
-    print(f"{out}: " + ", ".join(f"{len(images)} images in {group}" for group, images in parts.items()))
+    print(
+        f"{out}: "
+        + ", ".join(f"{len(images)} images in {group}" for group, images in parts.items())
+    )
     if register:
         add(register, out, data_dir)
 
@@ -59,10 +67,10 @@ def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
 
 def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:
     relative = os.path.relpath(images.where, data_dir)
-    group["image_filenames"] = text([f"{relative}/{name}" for name in images.names])
+    group["image_filenames"] = encode_strings([f"{relative}/{name}" for name in images.names])
     for name in ("classes", "labels", "descriptions"):
-        group[name] = text(images.classes)
-    group["object_fields"] = text(["image_filenames", "classes"])
+        group[name] = encode_strings(images.classes)
+    group["object_fields"] = encode_strings(["image_filenames", "classes"])
     group["object_ids"] = np.stack([np.arange(len(images)), images.labels], 1).astype(np.int32)
     lists = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
     padded = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int32)
@@ -71,12 +79,18 @@ def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:
     group["list_image_filenames_per_class"] = padded
 
 
-def text(strings: list[str]) -> np.ndarray:
-    """Return strings as dbcollection stores them: uint8, a NUL-padded row each, one alone as (length,). Raises Refused."""
+def encode_strings(strings: list[str]) -> np.ndarray:
+    """Return strings as dbcollection stores them: uint8, a NUL-padded row each, one alone as
+    (length,).
+
+    Raises Refused.
+    """
     try:
         encoded = [string.encode("latin-1") for string in strings]
     except UnicodeEncodeError as error:
-        raise Refused(f"dbcollection's files hold names in Latin-1 only, not '{printable(error.object)}': rename it") from None
+        name = printable(error.object)
+        latin = "dbcollection's files hold names in Latin-1 only"
+        raise Refused(f"{latin}, not '{name}': rename it") from None
     rows = np.zeros((len(encoded), max(map(len, encoded), default=0) + 1), np.uint8)
     for row, string in zip(rows, encoded, strict=True):
         row[: len(string)] = np.frombuffer(string, np.uint8)
@@ -88,24 +102,39 @@ def add(name: str, path: str, data_dir: str, cache_file: str | None = None) -> N
     place = Path(os.path.expanduser(cache_file or dbcollection.CACHE_FILE))
     with place.with_name(f".{place.name}.lock").open("a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
-        known: dict[str, Any] = {"info": {"root_cache_dir": "", "root_downloads_dir": ""}, "dataset": {}, "category": {}}
+        roots = {"root_cache_dir": "", "root_downloads_dir": ""}
+        known: dict[str, Any] = {"info": roots, "dataset": {}, "category": {}}
         if place.exists():
             dbcollection.read_cache(str(place))  # it is one, or this ends here
             known = json.loads(place.read_text())
-        task = {"filename": os.path.abspath(path), "categories": ["image_processing", "classification"]}
-        entry = {"data_dir": os.path.abspath(data_dir), "keywords": ["classification"], "tasks": {"classification": task}}
-        known["dataset"][name] = entry | {"cache_dir": os.path.dirname(os.path.abspath(path))}
+        file = os.path.abspath(path)
+        categories = ["image_processing", "classification"]
+        known["dataset"][name] = {
+            "data_dir": os.path.abspath(data_dir),
+            "keywords": ["classification"],
+            "tasks": {"classification": {"filename": file, "categories": categories}},
+            "cache_dir": os.path.dirname(file),
+        }
         write_json(place, known)
-    print(f"{place}: {name}; train on it with: python main.py --dataset {name} --storage disk")
+    command = f"python main.py --dataset {name} --storage disk"
+    print(f"{place}: {name}; train on it with: {command}")
 
 
 def repack(source: str, out: str) -> None:
-    """Rewrite an array file with one image a chunk: a random image is then read alone. Raises Refused."""
+    """Rewrite an array file with one image a chunk: a random image is then read alone.
+
+    Raises Refused.
+    """
     if os.path.realpath(source) == os.path.realpath(out):
-        raise Refused(f"--out {out} is the file itself: choose another")
+        raise Refused(f"{out} is the file itself", limit="out")
     file = hdf5.File(source)
     names: list[str] = []
-    file.handle().visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+
+    def note(name: str, node: object) -> None:
+        if isinstance(node, h5py.Dataset):
+            names.append(name)
+
+    file.handle().visititems(note)
     if not any(name.endswith("/images") for name in names):
         raise Refused(f"{source} holds no arrays of images: only such files gain from this")
 

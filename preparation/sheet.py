@@ -1,4 +1,6 @@
-"""Pictures of what the network sees: `python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png`."""
+"""Pictures of what the network sees: `python transforms.py --dataset mnist --augment pad:2,crop
+--out sheet.png`.
+"""
 
 from pathlib import Path
 
@@ -7,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import augmentation
 import configs
 import data
 import opts
@@ -16,7 +17,9 @@ from base.errors import clear_errors
 from base.files import whole_file
 from loading.plan import Plan
 
-IMAGES, DRAWS = 8, 8  # rows and columns of the sheet
+# Rows and columns of the sheet: images, and how often each is drawn.
+IMAGES = 8
+DRAWS = 8
 GAP = 2  # pixels between two images
 
 
@@ -24,35 +27,40 @@ def main(argv: list[str] | None = None) -> None:
     """Read main.py's options and --out, and write the sheet."""
     parser = Parser(prog="transforms.py", add_help=False, allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("sheet.png"))
-    own, arguments = parser.parse_known_args(argv)
-    out = own.out
-    if not out.parent.is_dir():
-        parser.error(f"argument --out: there is no folder {out.parent}")
-    with clear_errors():
-        options = opts.parse(arguments)
+    own, others = parser.parse_known_args(argv)
+    if not own.out.parent.is_dir():
+        parser.error(f"argument --out: there is no folder {own.out.parent}")
+
+    with clear_errors(opts.WAYS_OUT):
+        options = opts.parse(others)
         train, _ = configs.open_both(options)
-        pipeline = configs.pipeline(options, augmentation.parse(options.augment))
+        pipeline = configs.make_pipeline(options, options.steps)
         plan = Plan(len(train), IMAGES, options.manualSeed, limit=IMAGES)
-        source = data.loader(train, pipeline, plan, torch.device("cpu"))
+        loader = data.make_loader(train, pipeline, plan, torch.device("cpu"))
         columns = []
         for epoch in range(DRAWS):
-            batch = next(iter(source.epoch(epoch)))
-            images, _ = pipeline.mix(batch.images, batch.labels, len(train.classes), epoch, 0)
+            batch = next(iter(loader.epoch(epoch)))
+            classes = len(train.classes)
+            images, _ = pipeline.mix(batch.images, batch.labels, classes, epoch, 0)
             columns.append(images)
-        save(torch.stack(columns, 1), out)
-        print(f"{out}: {len(columns[0])} images, a row each, {DRAWS} draws of {options.augment}")
+        save(torch.stack(columns, 1), own.out)
+        rows = f"{len(columns[0])} images, a row each"
+        print(f"{own.out}: {rows}, {DRAWS} draws of {options.augment}")
 
 
 def save(images: Tensor, path: Path) -> None:
     """Write (rows, columns, 3, H, W) uint8 as one picture."""
     rows, columns, _, height, width = images.shape
-    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + GAP), column * (width + GAP)
-            sheet[top : top + height, left : left + width] = images[row, column].permute(1, 2, 0).numpy()
+    size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP
+    sheet = np.full((*size, 3), 255, np.uint8)
+    for row, column in np.ndindex(rows, columns):
+        top, left = row * (height + GAP), column * (width + GAP)
+        pixels = images[row, column].permute(1, 2, 0).numpy()
+        sheet[top : top + height, left : left + width] = pixels
+
     scale = max(1, 96 // height)
-    picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
+    picture = Image.fromarray(sheet)
+    picture = picture.resize((size[1] * scale, size[0] * scale), Image.Resampling.NEAREST)
     with whole_file(path, "wb") as file:
         picture.save(file, "PNG")
 

@@ -9,42 +9,64 @@ from torch import nn
 
 import utils
 from base.errors import Failed
-from run.run import Run
 from training.metrics import Criterion
+from training.step import Step
+
+ALLOCATOR_WORDS = (
+    "not enough memory",
+    "can't allocate",
+)  # of the CPU's allocator, which raises RuntimeError
 
 
 @contextlib.contextmanager
-def enough_memory(run: Run, batch_size: int, crop_size: int, network: nn.Module, criterion: Criterion) -> Iterator[None]:
-    """Turn a lack of memory into how many images fit. Raises Failed."""
+def enough_memory(
+    step: Step, batch_size: int, crop_size: int, network: nn.Module, criterion: Criterion
+) -> Iterator[None]:
+    """Turn a lack of memory into how many images fit.
+
+    batch_size: over all ranks; crop_size: pixels. Raises Failed.
+    """
     try:
         yield
     except RuntimeError as error:
-        words = ("not enough memory", "can't allocate")  # of the CPU's allocator
-        if not (isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)):
+        if not _is_lack_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # which hold what filled the memory
+        # The frames hold what filled the memory.
+        traceback.clear_frames(error.__traceback__)
         utils.free_memory()
     else:
         return
-    size = -(-batch_size // (run.ranks.world * run.accumulate))
+
+    size = -(-batch_size // (step.ranks.world * step.accumulate))
     fits = 0
     # From small to large: after a failure oneDNN may refuse any size at all.
-    while 2 * fits < size and _fits(run, crop_size, network, criterion, max(1, 2 * fits)):
+    while 2 * fits < size and _fits(step, crop_size, network, criterion, max(1, 2 * fits)):
         fits = max(1, 2 * fits)
-    way = "lower it, or raise --accumulate"
-    if fits:
-        way = f"{fits} images at once fit: --accumulate {run.accumulate * -(-size // fits)} keeps the batch"
-    raise Failed(f"--batchSize {batch_size} needs more memory than {run.device} has; {way}")
+    message = f"a batch of {batch_size} images needs more memory than {step.device} has"
+    if not fits:
+        raise Failed(message, limit="batch memory")
+    parts = step.accumulate * -(-size // fits)
+    raise Failed(f"{message}; {fits} images at once fit: --accumulate {parts} keeps the batch")
 
 
-def _fits(run: Run, crop_size: int, network: nn.Module, criterion: Criterion, count: int) -> bool:
+def _is_lack_of_memory(error: RuntimeError) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(word in str(error) for word in ALLOCATOR_WORDS)
+
+
+def _fits(step: Step, crop_size: int, network: nn.Module, criterion: Criterion, count: int) -> bool:
     """Try whether a forward and backward pass of so many images finds memory."""
-    images = torch.zeros(count, 3, crop_size, crop_size, dtype=torch.uint8, device=run.device)
-    body = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    shape = (count, 3, crop_size, crop_size)
+    images = torch.zeros(shape, dtype=torch.uint8, device=step.device)
+    labels = torch.zeros(count, dtype=torch.int64, device=step.device)
+    body = network
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        body = network.module
     try:
-        with run.autocast():
+        with step.autocast():
             heads = body(images, heads=True)
-        criterion(heads, torch.zeros(count, dtype=torch.int64, device=run.device)).backward()
+        criterion(heads, labels).backward()
         return True
     except RuntimeError as error:
         traceback.clear_frames(error.__traceback__)

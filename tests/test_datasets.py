@@ -31,7 +31,9 @@ def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
     classes = [f"thing {n}" for n in range(10 if what is cifar.CIFAR10 else 100)]
 
     def write(name: str, value: object) -> None:
-        content = pickle.dumps(value, 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        content = pickle.dumps(value, 2).replace(
+            b"numpy._core.multiarray", b"numpy.core.multiarray"
+        )
         (root / what.folder).mkdir(parents=True, exist_ok=True)
         (root / what.folder / name).write_bytes(content)
 
@@ -39,7 +41,15 @@ def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
     for name in (*what.train, *what.test):
         labels = noise.integers(0, len(classes), count).tolist()
         pixels = noise.integers(0, 256, (count, 3072), np.uint8)
-        write(name, {"data": pixels, what.labels: labels, "filenames": ["x.png"] * count, "batch_label": "one"})
+        write(
+            name,
+            {
+                "data": pixels,
+                what.labels: labels,
+                "filenames": ["x.png"] * count,
+                "batch_label": "one",
+            },
+        )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +59,9 @@ def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
         (cifar.CIFAR100, cifar.cifar100, torchvision.datasets.CIFAR100),
     ],
 )
-def test_cifar_is_what_torchvision_reads(tmp_path: Path, what, ours, theirs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_is_what_torchvision_reads(
+    tmp_path: Path, what, ours, theirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_cifar(tmp_path, what)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "_load_meta", lambda self: None)
@@ -59,7 +71,9 @@ def test_cifar_is_what_torchvision_reads(tmp_path: Path, what, ours, theirs, mon
         assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), reference.data)
         assert images.labels.tolist() == reference.targets
     assert images.classes[3] == "thing 3"
-    assert len(ours(str(tmp_path / what.folder), "test")) == len(images)  # the folder itself does as well
+    assert len(ours(str(tmp_path / what.folder), "test")) == len(
+        images
+    )  # the folder itself does as well
 
 
 class Bad:
@@ -145,7 +159,9 @@ def test_a_fetch_of_something_else_leaves_nothing(site: tuple[str, Path], tmp_pa
         fetch("http://127.0.0.1:9/y.bin", tmp_path / "y.bin", "0" * 32)
 
 
-def test_an_archive_is_unpacked_to_its_own_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_is_unpacked_to_its_own_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_cifar(tmp_path / "made", cifar.CIFAR10)
     archive = tmp_path / cifar.CIFAR10.archive
     with tarfile.open(archive, "w:gz") as tar:
@@ -153,10 +169,16 @@ def test_an_archive_is_unpacked_to_its_own_files_only(tmp_path: Path, monkeypatc
         tar.add(__file__, "../outside.py")
     with pytest.raises(Refused, match="has MD5"):
         cifar.cifar10(str(tmp_path), "test")
-    monkeypatch.setattr(cifar, "CIFAR10", cifar.Published(**cifar.CIFAR10.__dict__ | {"md5": digest_of(archive)}))
+    monkeypatch.setattr(
+        cifar, "CIFAR10", cifar.Published(**cifar.CIFAR10.__dict__ | {"md5": digest_of(archive)})
+    )
     assert len(cifar.cifar10(str(tmp_path), "test")) == 20
     assert not (tmp_path.parent / "outside.py").exists()
-    assert {p.name for p in (tmp_path / cifar.CIFAR10.folder).iterdir()} == {"batches.meta", "test_batch", *cifar.CIFAR10.train}
+    assert {p.name for p in (tmp_path / cifar.CIFAR10.folder).iterdir()} == {
+        "batches.meta",
+        "test_batch",
+        *cifar.CIFAR10.train,
+    }
 
 
 def test_fashion_is_read_from_a_bare_folder_of_packed_files(tmp_path: Path) -> None:
@@ -173,7 +195,9 @@ def test_fashion_is_read_from_a_bare_folder_of_packed_files(tmp_path: Path) -> N
 
 
 def names_of(counts: dict[str, int], start: int = 0) -> tuple[list[str], np.ndarray]:
-    names = [f"{label}/{n}.jpg" for label, count in counts.items() for n in range(start, start + count)]
+    names = [
+        f"{label}/{n}.jpg" for label, count in counts.items() for n in range(start, start + count)
+    ]
     return names, np.repeat(np.arange(len(counts)), list(counts.values()))
 
 
@@ -202,8 +226,28 @@ def test_names_of_any_bytes_keep_their_side(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_split_trains(images: Path, tmp_path: Path) -> None:
-    arguments = ["--dataset", "folder", "--data_dir", str(images / "train"), "--valShare", "0.25", "--GPU", "-1"]
-    arguments += ["--nEpochs", "1", "--imageSize", "24", "--cropSize", "20", "--nThreads", "0", "--expDir", str(tmp_path / "r")]
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images / "train"),
+        "--valShare",
+        "0.25",
+        "--GPU",
+        "-1",
+    ]
+    arguments += [
+        "--nEpochs",
+        "1",
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--nThreads",
+        "0",
+        "--expDir",
+        str(tmp_path / "r"),
+    ]
     main.main([*arguments, "--balanced", "--classWeights"])
     split_files = list((tmp_path / "r").rglob("split*.csv"))
     assert split_files
@@ -212,34 +256,39 @@ def test_a_folder_without_a_split_trains(images: Path, tmp_path: Path) -> None:
 
 def test_folders_that_mean_two_things_are_refused(images: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="split of its own"):
-        folder.folder(str(images), "train", val_share=0.1)
+        folder.open_folder(str(images), "train", val_share=0.1)
     with pytest.raises(Refused, match=r"--valShare 0\.1"):
-        folder.folder(str(images / "train"), "train")
+        folder.open_folder(str(images / "train"), "train")
     shutil.copytree(images / "train" / "class 0", images / "class 7")
     with pytest.raises(Refused, match=r"holds both train/ and images in class 7/"):
-        folder.folder(str(images), "train")
+        folder.open_folder(str(images), "train")
     shutil.rmtree(images / "class 7")
     shutil.copytree(images / "train" / "class 0", images / "train" / "Class 0")
     with pytest.raises(Refused, match="differ in case only"):
-        folder.folder(str(images), "train")
+        folder.open_folder(str(images), "train")
     single = tmp_path / "single"
     shutil.copytree(images / "train" / "class 0", single / "only")
     with pytest.raises(Refused, match="one class only, 'only'"):
-        folder.folder(str(single), "train", val_share=0.1)
+        folder.open_folder(str(single), "train", val_share=0.1)
     (single / "other").mkdir()
     shutil.copy(images / "train" / "class 0" / "0.jpg", single / "other")
     with pytest.raises(Refused, match="has 1 image"):
-        folder.folder(str(single), "train", val_share=0.1)
+        folder.open_folder(str(single), "train", val_share=0.1)
 
 
 def test_balanced_draws_are_even_over_classes_and_images() -> None:
     labels = np.repeat([0, 1, 2], [900, 90, 10])
     plan = BalancedPlan(1000, 100, 3, True, labels=labels)
-    drawn = np.concatenate([plan.indices(epoch, number) for epoch in range(9) for number in range(len(plan))])
+    drawn = np.concatenate(
+        [plan.indices(epoch, number) for epoch in range(9) for number in range(len(plan))]
+    )
     assert stats.chisquare(np.bincount(labels[drawn])).pvalue > 1e-3
     rare = np.bincount(drawn[labels[drawn] == 2] - 990, minlength=10)
     assert stats.chisquare(rare).pvalue > 1e-3
-    shares = [BalancedPlan(1000, 100, 3, True, None, rank, 3, labels=labels).indices(2, 4) for rank in range(3)]
+    shares = [
+        BalancedPlan(1000, 100, 3, True, None, rank, 3, labels=labels).indices(2, 4)
+        for rank in range(3)
+    ]
     assert sorted(np.concatenate(shares)) == sorted(plan.indices(2, 4))
 
 
@@ -247,17 +296,51 @@ def test_balanced_draws_are_even_over_classes_and_images() -> None:
 def test_frozen_layers_stay_bit_for_bit(tmp_path: Path, freeze: str) -> None:
     from base import archive
 
-    arguments = ["--dataset", "synthetic", "--synthetic", "64:4:32", "--imageSize", "32", "--cropSize", "32", "--GPU", "-1"]
-    arguments += ["--batchSize", "16", "--nEpochs", "1", "--expDir", str(tmp_path), "--netType", "alexnetowtbn"]
+    arguments = [
+        "--dataset",
+        "synthetic",
+        "--synthetic",
+        "64:4:32",
+        "--imageSize",
+        "32",
+        "--cropSize",
+        "32",
+        "--GPU",
+        "-1",
+    ]
+    arguments += [
+        "--batchSize",
+        "16",
+        "--nEpochs",
+        "1",
+        "--expDir",
+        str(tmp_path),
+        "--netType",
+        "alexnetowtbn",
+    ]
     main.main([*arguments, "--expID", "first"])
     first = archive.read(tmp_path / "synthetic" / "first" / "model_1.pt")["network"]
     weights = str(tmp_path / "synthetic" / "first" / "model_1.pt")
-    main.main([*arguments, "--expID", "second", "--retrain", weights, "--freeze", freeze, "--backboneLR", "0.1"])
+    main.main(
+        [
+            *arguments,
+            "--expID",
+            "second",
+            "--retrain",
+            weights,
+            "--freeze",
+            freeze,
+            "--backboneLR",
+            "0.1",
+        ]
+    )
     second = archive.read(tmp_path / "synthetic" / "second" / "model_1.pt")["network"]
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     last = {"1": ("body.classifier.8.",), "2": ("body.classifier.8.", "body.classifier.6.")}
     assert changed
-    assert all(name.startswith(last.get(freeze, ("body.classifier.",))) for name in changed), changed
+    assert all(name.startswith(last.get(freeze, ("body.classifier.",))) for name in changed), (
+        changed
+    )
 
 
 def test_class_weights_are_inverse_to_frequency(images: Path, tmp_path: Path) -> None:
@@ -268,9 +351,11 @@ def test_class_weights_are_inverse_to_frequency(images: Path, tmp_path: Path) ->
 
     for path in list((images / "train" / "class 0").iterdir())[:5]:
         path.unlink()
-    options = opts.parse(["--dataset", "folder", "--data_dir", str(images), "--classWeights", "--GPU", "-1"])
+    options = opts.parse(
+        ["--dataset", "folder", "--data_dir", str(images), "--classWeights", "--GPU", "-1"]
+    )
     train, _ = configs.open_both(options)
-    weights = configs.criterion(options, train, torch.device("cpu")).weights
+    weights = configs.make_criterion(options, train, torch.device("cpu")).weights
     assert weights is not None
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=train.labels)
     assert weights.tolist() == pytest.approx(theirs.tolist())
@@ -283,12 +368,25 @@ def test_every_data_set_trains_by_its_name(name: str, tmp_path: Path) -> None:
     else:
         where = tmp_path
         write_cifar(tmp_path, {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}[name], 100)
-    arguments = ["--dataset", name, "--data_dir", str(where), "--limit", "96", "--nEpochs", "1", "--GPU", "-1"]
+    arguments = [
+        "--dataset",
+        name,
+        "--data_dir",
+        str(where),
+        "--limit",
+        "96",
+        "--nEpochs",
+        "1",
+        "--GPU",
+        "-1",
+    ]
     main.main([*arguments, "--expDir", str(tmp_path / "runs")])
     assert list((tmp_path / "runs").rglob("log.jsonl"))
 
 
-def test_prepare_tells_what_a_folder_holds(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_tells_what_a_folder_holds(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (images / "train" / "class 1" / "bad.jpg").write_bytes(b"no image")
     prepare.main(["info", "--data_dir", str(images)])
     said = capsys.readouterr()

@@ -27,7 +27,9 @@ FIRST_DIGITS = "0075646be4a01c8e6c76d74a928abbbd97ddee881ef172b64d5bedd55c4c4888
 
 
 def opened(name: str, storage: str, part: str = "train", **more: object):  # type: ignore[no-untyped-def]
-    return dbcollection.opened(name, str(FILES / name / "classification.h5"), None, part, storage, **more)
+    return dbcollection.open_part(
+        name, str(FILES / name / "classification.h5"), None, part, storage, **more
+    )
 
 
 def pixels_of(images) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -39,10 +41,17 @@ def pixels_of(images) -> torch.Tensor:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(("name", "classes", "shift"), [("cifar10", 10, 3), ("cifar100", 100, 0)])
-def test_made_up_photographs_follow_their_formula(name: str, classes: int, shift: int, storage: str) -> None:
-    for part, offset, count in (("train", 0, 200 if classes == 100 else 100), ("test", shift, 120 if classes == 100 else 30)):
+def test_made_up_photographs_follow_their_formula(
+    name: str, classes: int, shift: int, storage: str
+) -> None:
+    for part, offset, count in (
+        ("train", 0, 200 if classes == 100 else 100),
+        ("test", shift, 120 if classes == 100 else 30),
+    ):
         images = opened(name, storage, part)
-        place = np.arange(count) % (20 if (name, part) == ("cifar10", "train") else count)  # five files of 20
+        place = np.arange(count) % (
+            20 if (name, part) == ("cifar10", "train") else count
+        )  # five files of 20
         labels = (place + offset) * 7 % classes
         labels[place % 13 == 0] = 0
         pixels = pixels_of(images).numpy()
@@ -66,7 +75,9 @@ def test_wrong_class_names_are_put_right(capsys: pytest.CaptureFixture[str]) -> 
 def test_digits_are_the_published_ones(storage: str, capsys: pytest.CaptureFixture[str]) -> None:
     images = opened("mnist", storage)
     assert "none is above 127" in capsys.readouterr().out
-    assert hashlib.sha256(pixels_of(images).contiguous().numpy().tobytes()).hexdigest() == FIRST_DIGITS
+    assert (
+        hashlib.sha256(pixels_of(images).contiguous().numpy().tobytes()).hexdigest() == FIRST_DIGITS
+    )
     assert images.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert images.classes == [str(digit) for digit in range(10)]
     test = opened("mnist", storage, "test", classes=images.classes)
@@ -75,7 +86,9 @@ def test_digits_are_the_published_ones(storage: str, capsys: pytest.CaptureFixtu
 
 def batches(images, workers: int = 0, start: str = "forkserver") -> list:  # type: ignore[no-untyped-def]
     plan = Plan(len(images), 5, 3, True)
-    source = data.loader(images, Pipeline([], 20, 16), plan, torch.device("cpu"), workers=workers, start_method=start)
+    source = data.make_loader(
+        images, Pipeline([], 20, 16), plan, torch.device("cpu"), workers=workers, start_method=start
+    )
     return [batch for epoch in range(2) for batch in source.epoch(epoch)]
 
 
@@ -83,7 +96,9 @@ def batches(images, workers: int = 0, start: str = "forkserver") -> list:  # typ
 @pytest.mark.parametrize("start", ["", "fork", "spawn"])
 def test_imagenet_through_metadata_is_the_folder(storage: str, start: str) -> None:
     root = FILES / "ilsvrc2012"
-    stored = dbcollection.opened("ilsvrc2012", str(root / "dbcollection.json"), None, "train", storage)
+    stored = dbcollection.open_part(
+        "ilsvrc2012", str(root / "dbcollection.json"), None, "train", storage
+    )
     listed = folder.ilsvrc2012(str(root), "train")
     assert stored.classes == listed.classes == ["n01440764", "n02100735", "n02119789"]
     ours, theirs = batches(stored, 1 if start else 0, start or "fork"), batches(listed)
@@ -127,14 +142,22 @@ def test_old_files_and_files_of_one_class_are_read(tmp_path: Path) -> None:
     images = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
     old = {"images": images, "classes": strings("a", "b"), "object_fields": strings("images", "classes"),
            "object_ids": np.array([[2, 1], [0, 0]], np.int32)}  # fmt: skip
-    found = dbcollection.opened("x", write(tmp_path / "a.h5", {"default/train": old}), None, "train", "ram")
+    found = dbcollection.open_part(
+        "x", write(tmp_path / "a.h5", {"default/train": old}), None, "train", "ram"
+    )
     assert found.labels.tolist() == [1, 0]
     assert torch.equal(pixels_of(found), torch.from_numpy(images[[2, 0]]).permute(0, 3, 1, 2))
     one = {"image_filenames": strings("train/x/1.jpg"), "classes": strings("x"), "object_ids": np.zeros((1, 2), np.int32),
            "object_fields": strings("image_filenames", "classes")}  # fmt: skip
     for storage in STORAGES:
-        found = dbcollection.opened("x", write(tmp_path / f"{storage}.h5", {"train": one}), None, "train", storage)
-        assert (found.classes, found.names[0], found.labels.tolist()) == (["x"], "train/x/1.jpg", [0])
+        found = dbcollection.open_part(
+            "x", write(tmp_path / f"{storage}.h5", {"train": one}), None, "train", storage
+        )
+        assert (found.classes, found.names[0], found.labels.tolist()) == (
+            ["x"],
+            "train/x/1.jpg",
+            [0],
+        )
 
 
 GOOD = {
@@ -180,12 +203,14 @@ def labels(file: h5py.File) -> None:
     (lambda file: file.pop("train"), "has no set train"), (lambda file: file.pop("train/object_ids"), "no classification file"),
 ])  # fmt: skip
 @pytest.mark.parametrize("storage", STORAGES)
-def test_files_that_lead_elsewhere_or_lie_are_refused(change, word: str, storage: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_files_that_lead_elsewhere_or_lie_are_refused(
+    change, word: str, storage: str, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     path = write(tmp_path / "x.h5", {"train": dict(GOOD)})
     with h5py.File(path, "a") as file:
         change(file)
     with pytest.raises(Refused, match=word):
-        dbcollection.opened("x", path, None, "train", storage)
+        dbcollection.open_part("x", path, None, "train", storage)
 
 
 def test_files_that_cannot_be_opened_say_why(tmp_path: Path) -> None:
@@ -193,12 +218,12 @@ def test_files_that_cannot_be_opened_say_why(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(Refused, match="cut off"):
-        dbcollection.opened("x", str(path), None, "train", "ram")
+        dbcollection.open_part("x", str(path), None, "train", "ram")
     path.write_bytes(content[:8] + b"\x09" + content[9:])  # a superblock of version 9
     with pytest.raises(Refused, match="newer HDF5"):
-        dbcollection.opened("x", str(path), None, "train", "ram")
+        dbcollection.open_part("x", str(path), None, "train", "ram")
     with pytest.raises(Refused, match="there is no file"):
-        dbcollection.opened("x", str(tmp_path / "none.h5"), None, "train", "ram")
+        dbcollection.open_part("x", str(tmp_path / "none.h5"), None, "train", "ram")
 
 
 def test_cache_files_that_are_wrong_say_what_there_is(tmp_path: Path) -> None:
@@ -213,7 +238,9 @@ def test_cache_files_that_are_wrong_say_what_there_is(tmp_path: Path) -> None:
         dbcollection.find("x", str(cache))
     with pytest.raises(Refused, match="it has: keypoints"):
         dbcollection.find("mnist", str(cache))
-    cache.write_text(json.dumps({"dataset": {"mnist": {"tasks": {"detection": "/old/detection.h5"}}}}))
+    cache.write_text(
+        json.dumps({"dataset": {"mnist": {"tasks": {"detection": "/old/detection.h5"}}}})
+    )
     assert dbcollection.find("mnist", str(cache)) == ("/old/detection.h5", "")
 
 
@@ -223,14 +250,20 @@ def test_images_outside_the_folder_are_read_for_ones_own_entry_only(tmp_path: Pa
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="lies outside"):
         dbcollection.Finder(str(tmp_path / "in"), "train", own=False)(str(outside))
-    assert dbcollection.Finder(str(tmp_path / "in"), "train", own=True)(str(outside)) == str(outside)
+    assert dbcollection.Finder(str(tmp_path / "in"), "train", own=True)(str(outside)) == str(
+        outside
+    )
     with pytest.raises(ValueError, match="tried "):
         dbcollection.Finder(str(tmp_path / "in"), "train", own=True)("../outside.jpg")
 
 
-def test_an_index_of_a_folder_is_read_back(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_a_folder_is_read_back(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "dbcollection.json").write_text(json.dumps({"info": {"keep": 1}, "dataset": {"other": {"tasks": {}}}}))
+    (tmp_path / "dbcollection.json").write_text(
+        json.dumps({"info": {"keep": 1}, "dataset": {"other": {"tasks": {}}}})
+    )
     out = tmp_path / "x.h5"
     prepare.main(["index", "--data_dir", str(images), "--out", str(out), "--register", "mine"])
     assert out.read_bytes()[8] <= 2  # HDF5's superblock version that 1.8 reads
@@ -238,11 +271,15 @@ def test_an_index_of_a_folder_is_read_back(images: Path, tmp_path: Path, monkeyp
     assert known["info"] == {"keep": 1}
     assert known["dataset"].keys() == {"other", "mine"}
     stored = data.open_images("mine", None, "train", storage="disk", source=None)
-    listed = folder.folder(str(images), "train")
-    assert [stored.path(index) for index in range(len(stored))] == [listed.path(index) for index in range(len(listed))]
+    listed = folder.open_folder(str(images), "train")
+    assert [stored.path(index) for index in range(len(stored))] == [
+        listed.path(index) for index in range(len(listed))
+    ]
     assert np.array_equal(stored.labels, listed.labels)
     shutil.rmtree(images / "val" / "class 1")
-    test = data.open_images("mine", None, "test", storage="ram", source=None, classes=stored.classes)
+    test = data.open_images(
+        "mine", None, "test", storage="ram", source=None, classes=stored.classes
+    )
     with pytest.raises(ValueError, match="tried"):
         [test.path(index) for index in range(len(test))]
 
@@ -256,11 +293,24 @@ def test_repacked_arrays_are_the_same(tmp_path: Path) -> None:
             assert np.array_equal(before[name][()], after[name][()])
 
 
-def test_what_is_wrong_with_a_run_on_metadata_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_with_a_run_on_metadata_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import main
 
     with pytest.raises(SystemExit) as stop, clear_errors():
-        main.main(["--dataset", "mine", "--dbcollection", str(tmp_path / "x.json"), "--GPU", "-1", "--expDir", str(tmp_path)])
+        main.main(
+            [
+                "--dataset",
+                "mine",
+                "--dbcollection",
+                str(tmp_path / "x.json"),
+                "--GPU",
+                "-1",
+                "--expDir",
+                str(tmp_path),
+            ]
+        )
     assert stop.value.code == 2
     assert "there is no" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -22,8 +22,33 @@ from base.errors import Failed
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     images = make_images(folder / "images", 24)
-    sizes = ["--imageSize", "24", "--cropSize", "20", "--batchSize", "8", "--GPU", "-1", "--nThreads", "0", "--nEpochs", "2"]
-    main.main(["--dataset", "folder", "--data_dir", str(images), *sizes, "--netType", "googlenet", "--expDir", str(folder)])
+    sizes = [
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--batchSize",
+        "8",
+        "--GPU",
+        "-1",
+        "--nThreads",
+        "0",
+        "--nEpochs",
+        "2",
+    ]
+    main.main(
+        [
+            "--dataset",
+            "folder",
+            "--data_dir",
+            str(images),
+            *sizes,
+            "--netType",
+            "googlenet",
+            "--expDir",
+            str(folder),
+        ]
+    )
     return folder / "folder" / "googlenet" / "best.pt"
 
 
@@ -46,7 +71,9 @@ def test_onnx_runs_where_our_code_is_not(weights: Path, seen: np.ndarray, tmp_pa
         "numpy.save('got.npy', s.run(None, {'images': numpy.load('seen.npy')})[0])\n"
         "print(json.dumps(s.get_modelmeta().custom_metadata_map))"
     )
-    result = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     about = json.loads(result.stdout)
     assert json.loads(about["classes"]) == ["class 0", "class 1", "class 2"]
@@ -75,8 +102,13 @@ def test_safetensors_holds_the_weights(weights: Path, tmp_path: Path) -> None:
         assert all(torch.equal(file.get_tensor(name), own[name]) for name in own)
 
 
-def test_nothing_is_left_where_an_export_fails(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for source, out in ((tmp_path / "missing.pt", tmp_path / "x.pt2"), (weights, tmp_path / "no" / "x.pt2")):
+def test_nothing_is_left_where_an_export_fails(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, out in (
+        (tmp_path / "missing.pt", tmp_path / "x.pt2"),
+        (weights, tmp_path / "no" / "x.pt2"),
+    ):
         with pytest.raises(SystemExit) as stop:
             export.main([str(source), "--to", "pt2", str(out)])
         assert stop.value.code == 2
@@ -90,7 +122,9 @@ def test_nothing_is_left_where_an_export_fails(weights: Path, tmp_path: Path, ca
 def test_a_sheet_shows_what_was_named(weights: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a $.png")
     with pytest.raises(SystemExit) as stop:
-        predict.main([str(weights), str(tmp_path / "a $.png"), "--sheet", str(tmp_path / "sheet.png")])
+        predict.main(
+            [str(weights), str(tmp_path / "a $.png"), "--sheet", str(tmp_path / "sheet.png")]
+        )
     assert stop.value.code == 0
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.size[0] >= 200

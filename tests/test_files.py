@@ -15,7 +15,20 @@ from datasets import folder, listing
 from loading import workers
 from run.run import Run
 
-OPTIONS = ["--dataset", "folder", "--GPU", "-1", "--imageSize", "24", "--cropSize", "20", "--batchSize", "8", "--nEpochs", "2"]
+OPTIONS = [
+    "--dataset",
+    "folder",
+    "--GPU",
+    "-1",
+    "--imageSize",
+    "24",
+    "--cropSize",
+    "20",
+    "--batchSize",
+    "8",
+    "--nEpochs",
+    "2",
+]
 
 
 def spoil(images: Path) -> list[str]:
@@ -34,9 +47,20 @@ def spoil(images: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_bad_images_are_left_out_counted_and_listed(images: Path, tmp_path: Path, workers: str) -> None:
+def test_bad_images_are_left_out_counted_and_listed(
+    images: Path, tmp_path: Path, workers: str
+) -> None:
     bad = spoil(images)
-    more = ["--data_dir", str(images), "--badImages", "skip", "--nThreads", workers, "--expDir", str(tmp_path / "runs")]
+    more = [
+        "--data_dir",
+        str(images),
+        "--badImages",
+        "skip",
+        "--nThreads",
+        workers,
+        "--expDir",
+        str(tmp_path / "runs"),
+    ]
     main.main([*OPTIONS, *more])
     run = tmp_path / "runs" / "folder" / "alexnetbn"
     with (run / "bad_images.csv").open() as file:
@@ -48,10 +72,22 @@ def test_bad_images_are_left_out_counted_and_listed(images: Path, tmp_path: Path
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == 9 - 1
 
 
-def test_a_bad_image_ends_a_run_by_default(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_image_ends_a_run_by_default(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = spoil(images)
     with pytest.raises(SystemExit) as stop, clear_errors():
-        main.main([*OPTIONS, "--data_dir", str(images), "--nThreads", "0", "--expDir", str(tmp_path / "runs")])
+        main.main(
+            [
+                *OPTIONS,
+                "--data_dir",
+                str(images),
+                "--nThreads",
+                "0",
+                "--expDir",
+                str(tmp_path / "runs"),
+            ]
+        )
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert any(path in said for path in bad)
@@ -79,7 +115,9 @@ def scanned(root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[li
     return list(found.names), sorted(set(seen))
 
 
-def test_only_folders_that_changed_are_listed_again(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_folders_that_changed_are_listed_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, kept = images / "train", tmp_path / "kept"
     (root / "class 1" / "deep").mkdir()
     Image.new("RGB", (8, 8)).save(root / "class 1" / "deep" / "x.png")
@@ -100,7 +138,9 @@ def test_only_folders_that_changed_are_listed_again(images: Path, tmp_path: Path
     assert found.labels[-1] == 3
 
 
-def test_a_folder_that_changed_just_now_is_not_trusted(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_changed_just_now_is_not_trusted(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, kept = images / "train", tmp_path / "kept"
     scanned(root, kept, monkeypatch)
     assert scanned(root, kept, monkeypatch)[1] == ["class 0", "class 1", "class 2"]
@@ -135,7 +175,9 @@ def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:
 
     run = Run.__new__(Run)
     run.files, run.advised, run.logger = True, False, Told()  # type: ignore[assignment]
-    run.advise({"data_seconds": 6.0, "compute_seconds": 0.2})  # the processes' start, not their speed
+    run.advise(
+        {"data_seconds": 6.0, "compute_seconds": 0.2}
+    )  # the processes' start, not their speed
     for share in (0.05, 0.5, 0.5):
         run.advise({"data_seconds": 60 * share, "compute_seconds": 60 * (1 - share)})
     assert len(Told.lines) == 1
@@ -144,5 +186,7 @@ def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:
 
 def test_shares_of_labels_match_the_names(images: Path) -> None:
     found = folder.list_images(str(images / "train"), None)
-    assert [found.classes[label] for label in found.labels] == [name.split("/")[0] for name in found.names]
+    assert [found.classes[label] for label in found.labels] == [
+        name.split("/")[0] for name in found.names
+    ]
     assert found.labels.dtype == np.int64

@@ -20,7 +20,18 @@ DEVICES = [pytest.param("-1", id="cpu"), pytest.param("0", id="gpu", marks=pytes
 
 
 def arguments(folder: Path, gpu: str, *more: str) -> list[str]:
-    base = ["--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--GPU", gpu, "--batchSize", "64", "--logger", "none"]
+    base = [
+        "--dataset",
+        "mnist",
+        "--data_dir",
+        str(DATA / "mnist"),
+        "--GPU",
+        gpu,
+        "--batchSize",
+        "64",
+        "--logger",
+        "none",
+    ]
     return [*base, "--expDir", str(folder), *more]
 
 
@@ -29,10 +40,10 @@ def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
     options = opts.parse(["--dataset", "synthetic", "--synthetic", "512:4:64", "--imageSize", "64", "--cropSize", "56",
                           "--GPU", "0", "--expDir", str(tmp_path), "--logger", "none"])  # fmt: skip
     with configs.start(options) as run:
-        loader, _ = configs.loaders(options, run)
-        network = configs.network(options, run, loader.images)
-        updater = configs.updates(options, run, network)
-        criterion = configs.criterion(options, loader.images, run.device)
+        loader, _ = configs.make_loaders(options, run)
+        network = configs.make_network(options, run, loader.images)
+        updater = configs.make_updater(options, run, network)
+        criterion = configs.make_criterion(options, loader.images, run.device)
         run.resume({}, network=network, updater=updater)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -55,7 +66,9 @@ def test_half_precisions_learn_as_float32_does(precision: str, gpu: str, tmp_pat
 
 
 @pytest.mark.parametrize("gpu", DEVICES)
-def test_a_deterministic_run_resumes_bit_for_bit(gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deterministic_run_resumes_bit_for_bit(
+    gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main.main(arguments(tmp_path / "whole", gpu, "--nEpochs", "2", "--deterministic"))
     after_step = Run.after_step
 
@@ -69,7 +82,10 @@ def test_a_deterministic_run_resumes_bit_for_bit(gpu: str, tmp_path: Path, monke
         main.main(arguments(tmp_path / "stopped", gpu, "--nEpochs", "2", "--deterministic"))
     monkeypatch.undo()
     main.main(arguments(tmp_path / "stopped", gpu, "--continue"))
-    found = [checkpoint.newest(tmp_path / name / "mnist" / "alexnetbn" / "checkpoints") for name in ("whole", "stopped")]
+    found = [
+        checkpoint.newest(tmp_path / name / "mnist" / "alexnetbn" / "checkpoints")
+        for name in ("whole", "stopped")
+    ]
     digests = []
     for newest in found:
         assert newest is not None

@@ -24,9 +24,8 @@ from PIL import Image
 
 import main
 from datasets import decode
-from datasets.folder import folder
 from datasets.images import Limits
-from loading.deaths import Deaths
+from loading.deaths import WorkerWatch
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
@@ -66,7 +65,11 @@ def test_a_lost_reading_process_is_named_and_the_run_saved() -> None:
 
 
 PIPE = multiprocessing.Pipe()  # kept open: nothing ever comes through it
-WAITS = {"queue": lambda: queue.Queue().get(timeout=9), "pipe": PIPE[0].recv, "poll": lambda: PIPE[0].poll(9)}
+WAITS = {
+    "queue": lambda: queue.Queue().get(timeout=9),
+    "pipe": PIPE[0].recv,
+    "poll": lambda: PIPE[0].poll(9),
+}
 
 
 @pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
@@ -77,11 +80,11 @@ def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) 
         raise RuntimeError("DataLoader worker is killed")
 
     def await_a_batch() -> None:
-        with deaths.raised(60):
+        with deaths.guard(60):
             deaths.pending = True
             wait()
 
-    deaths = Deaths(tell)
+    deaths = WorkerWatch(tell)
     before = signal.signal(signal.SIGALRM, deaths._on_alarm)
     try:
         with pytest.raises(RuntimeError, match="is killed"):
@@ -96,15 +99,19 @@ def test_memory_files_and_threads_stay() -> None:
     assert result["MiB_per_1000_images"] < 1
     assert result["MiB_per_1000_decodes"] < 1
     assert result["more_files"] <= 8  # batches under way are files too
-    assert result["more_threads"] == result["files_left_open"] == result["left_in_shared_memory"] == 0
+    assert (
+        result["more_threads"] == result["files_left_open"] == result["left_in_shared_memory"] == 0
+    )
 
 
 def reasons(root: Path, limits: Limits) -> list[str]:
-    images = folder(str(root), "train")
+    images = open_folder(str(root), "train")
     images.limits = limits
     return [
         reason
-        for _, _, reason in Reader(images, Pipeline([], 16, 16), Plan(len(images), len(images)), finishes=True)[Task(0, 0)][2]
+        for _, _, reason in Reader(
+            images, Pipeline([], 16, 16), Plan(len(images), len(images)), finishes=True
+        )[Task(0, 0)][2]
     ]
 
 
@@ -112,14 +119,18 @@ def test_caps_and_links_have_options(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / "set" / "train" / label).mkdir(parents=True)
         Image.new("RGB", (40, 30)).save(tmp_path / "set" / "train" / label / "0.png")
-    (tmp_path / "outside.png").write_bytes((tmp_path / "set" / "train" / "a" / "0.png").read_bytes())
+    (tmp_path / "outside.png").write_bytes(
+        (tmp_path / "set" / "train" / "a" / "0.png").read_bytes()
+    )
     (tmp_path / "set" / "train" / "a" / "1.png").symlink_to(tmp_path / "outside.png")
     (tmp_path / "set" / "train" / "a" / "2.png").symlink_to("0.png")
     (tmp_path / "set" / "val" / "a").mkdir(parents=True)
     (tmp_path / "set" / "val" / "a" / "3.png").write_bytes((tmp_path / "outside.png").read_bytes())
     (tmp_path / "set" / "train" / "b" / "3.png").symlink_to("../../val/a/3.png")
     (tmp_path / "set elsewhere" / "c").mkdir(parents=True)
-    (tmp_path / "set elsewhere" / "c" / "4.png").write_bytes((tmp_path / "outside.png").read_bytes())
+    (tmp_path / "set elsewhere" / "c" / "4.png").write_bytes(
+        (tmp_path / "outside.png").read_bytes()
+    )
     (tmp_path / "set" / "train" / "c").symlink_to(tmp_path / "set elsewhere" / "c")
     assert reasons(tmp_path / "set", Limits(links=True)) == []
     refused = reasons(tmp_path / "set", Limits())
@@ -127,22 +138,48 @@ def test_caps_and_links_have_options(tmp_path: Path) -> None:
     assert all("--followLinks" in reason for reason in refused)
     (tmp_path / "link").symlink_to(tmp_path / "set")
     assert len(reasons(tmp_path / "link", Limits())) == 2
-    assert all("--maxMegapixels" in reason for reason in reasons(tmp_path / "set", Limits(links=True, pixels=1199)))
-    assert all("--maxMegabytes" in reason for reason in reasons(tmp_path / "set", Limits(links=True, bytes=20)))
-    assert decode.MOST_PIXELS == 200_000_000
+    assert all(
+        "--maxMegapixels" in reason
+        for reason in reasons(tmp_path / "set", Limits(links=True, pixels=1199))
+    )
+    assert all(
+        "--maxMegabytes" in reason
+        for reason in reasons(tmp_path / "set", Limits(links=True, bytes=20))
+    )
+    assert decode.MAX_PIXELS == 200_000_000
 
 
-NAMES = ["new\nline", "tab\tand \x1b[31mred", 'comma, "quote"', "\u202eback", "x" * 250, os.fsdecode(b"\xff\xfe")]
+NAMES = [
+    "new\nline",
+    "tab\tand \x1b[31mred",
+    'comma, "quote"',
+    "\u202eback",
+    "x" * 250,
+    os.fsdecode(b"\xff\xfe"),
+]
 
 
-def test_odd_names_come_through_and_never_raw_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_odd_names_come_through_and_never_raw_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     noise = np.random.default_rng(1)
     for part in ("train", "val"):
         for name in NAMES:
             path = tmp_path / "set" / part / name / "0.png"
             path.parent.mkdir(parents=True)
             Image.fromarray(noise.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
-    main.main(rig.image_options(tmp_path / "runs", tmp_path / "set", "--nEpochs", "1", "--nThreads", "0", "--batchSize", "4"))
+    main.main(
+        rig.image_options(
+            tmp_path / "runs",
+            tmp_path / "set",
+            "--nEpochs",
+            "1",
+            "--nThreads",
+            "0",
+            "--batchSize",
+            "4",
+        )
+    )
     run = tmp_path / "runs" / "folder" / "tiny"
     printed = "".join(capsys.readouterr())
     assert not set(printed) & {"\x1b", "\u202e"}
@@ -152,10 +189,14 @@ def test_odd_names_come_through_and_never_raw_to_a_terminal(tmp_path: Path, caps
     assert json.dumps(sorted(stored["classes"])) == json.dumps(sorted(NAMES))
 
 
-def test_weights_are_only_data_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_only_data_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"network": payloads.Call(os.mkdir, str(tmp_path / "touched"))}, tmp_path / "bad.pt")
-    with pytest.raises(payloads.checkpoint.Damaged):
-        payloads.checkpoint.read(tmp_path / "bad.pt")
+    with pytest.raises(payloads.archive.Damaged):
+        payloads.archive.read(tmp_path / "bad.pt")
     assert not (tmp_path / "touched").exists()
-    assert resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY  # the limits were the children's alone
+    assert (
+        resource.getrlimit(resource.RLIMIT_AS)[1] == resource.RLIM_INFINITY
+    )  # the limits were the children's alone

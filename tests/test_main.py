@@ -22,7 +22,9 @@ KEYS = {
 
 
 def log_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in next(folder.glob("*/*/log.jsonl")).read_text().splitlines()]
+    return [
+        json.loads(line) for line in next(folder.glob("*/*/log.jsonl")).read_text().splitlines()
+    ]
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:
@@ -36,7 +38,16 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: in
 
 
 def test_digits_are_learnt_by_one_command(tmp_path: Path) -> None:
-    command = [sys.executable, "main.py", "--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--nEpochs", "6"]
+    command = [
+        sys.executable,
+        "main.py",
+        "--dataset",
+        "mnist",
+        "--data_dir",
+        str(DATA / "mnist"),
+        "--nEpochs",
+        "6",
+    ]
     command += ["--batchSize", "32", "--GPU", "-1", "--expDir", str(tmp_path)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -45,9 +56,14 @@ def test_digits_are_learnt_by_one_command(tmp_path: Path) -> None:
     assert log[0].keys() == KEYS
     assert log[-1]["test_top1"] > 60
     run = tmp_path / "mnist" / "alexnetbn"
-    assert {"options.json", "log.jsonl", "full_train.log", "best.pt", "model_5.pt", "model_6.pt"} <= {
-        p.name for p in run.iterdir()
-    }
+    assert {
+        "options.json",
+        "log.jsonl",
+        "full_train.log",
+        "best.pt",
+        "model_5.pt",
+        "model_6.pt",
+    } <= {p.name for p in run.iterdir()}
     assert json.loads((run / "options.json").read_text())["options"]["nEpochs"] == 6
     losses = (run / "full_train.log").read_text().splitlines()
     assert len(losses) == log[-1]["step"] == 6 * 13
@@ -55,14 +71,28 @@ def test_digits_are_learnt_by_one_command(tmp_path: Path) -> None:
     assert len(next(iter(statistics.values()))["mean"]) == 3
 
 
-def test_a_folder_and_its_weights(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20"]
+def test_a_folder_and_its_weights(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *SMALL,
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+    ]
     main.main([*arguments, "--expDir", str(tmp_path / "a"), "--batchSize", "8"])
     best = next((tmp_path / "a").glob("*/*/best.pt"))
     more = ["--expDir", str(tmp_path / "b"), "--retrain", str(best)]
     main.main([*arguments, *more])
     mean = archive.read(best)["network"]["normalise.mean"]
-    assert torch.equal(archive.read(next((tmp_path / "b").glob("*/*/best.pt")))["network"]["normalise.mean"], mean)
+    assert torch.equal(
+        archive.read(next((tmp_path / "b").glob("*/*/best.pt")))["network"]["normalise.mean"], mean
+    )
     assert not (tmp_path / "b" / "folder" / "statistics.json").exists()
     said = refused([*arguments, "--expDir", str(tmp_path / "a")], capsys)
     assert all(word in said for word in ("--continue", "--overwrite", "--expID"))
@@ -72,17 +102,43 @@ def test_a_folder_and_its_weights(images: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "b" / "folder" / "x").exists()
 
 
-def test_one_image_over_is_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main.main(["--dataset", "synthetic", "--synthetic", "17:4:20", *SMALL, "--batchSize", "8", "--expDir", str(tmp_path)])
+def test_one_image_over_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(
+        [
+            "--dataset",
+            "synthetic",
+            "--synthetic",
+            "17:4:20",
+            *SMALL,
+            "--batchSize",
+            "8",
+            "--expDir",
+            str(tmp_path),
+        ]
+    )
     assert "left out" in capsys.readouterr().out
     assert log_of(tmp_path)[0]["step"] == 2
 
 
-def test_a_class_without_test_images_is_warned_of(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_without_test_images_is_warned_of(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (images / "val" / "class 1").iterdir():
         path.unlink()
     (images / "val" / "class 1").rmdir()
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20"]
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *SMALL,
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+    ]
     main.main([*arguments, "--expDir", str(tmp_path)])
     assert "warning: 1 classes have no test image: class 1" in capsys.readouterr().out
     assert log_of(tmp_path)[0]["test_map"] is not None
@@ -90,21 +146,42 @@ def test_a_class_without_test_images_is_warned_of(images: Path, tmp_path: Path, 
 
 def test_without_imagenet_there_is_a_way_to_start(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), "--GPU", "-1"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, str(ROOT / "main.py"), "--GPU", "-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert all(word in result.stderr for word in ("./data/ilsvrc2012/train", "--data_dir", "--dataset mnist"))
+    assert all(
+        word in result.stderr
+        for word in ("./data/ilsvrc2012/train", "--data_dir", "--dataset mnist")
+    )
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_input_ends_with_one_line(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_with_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = [*SMALL, "--expDir", str(tmp_path / "runs")]
-    folder = ["--dataset", "folder", "--data_dir", str(images), "--imageSize", "24", "--cropSize", "20", *common]
+    folder = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        *common,
+    ]
     (tmp_path / "weights.pt").write_bytes(b"no weights")
     assert "weights.pt" in refused([*folder, "--retrain", str(tmp_path / "weights.pt")], capsys)
     assert "cannot read" in refused([*folder, "--retrain", str(tmp_path / "none.pt")], capsys)
-    assert "no folder train/" in refused(["--dataset", "folder", "--data_dir", str(tmp_path), *common], capsys)
+    assert "no folder train/" in refused(
+        ["--dataset", "folder", "--data_dir", str(tmp_path), *common], capsys
+    )
     if not torch.cuda.is_available():
         said = refused([*folder, "--GPU", "0", "--nGPU", "2"], capsys)
         assert "this machine has 0" in said
@@ -120,7 +197,9 @@ def test_one_process_on_one_device_wraps_nothing() -> None:
 
 def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:
     ours = utils.load_ours("statistics")
-    images = torch.randint(0, 256, (50, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = torch.randint(
+        0, 256, (50, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
     mean, std = ours.measure([images[:20], images[20:]])
     pixels = images.double().div(255).transpose(0, 1).flatten(1)
     assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
@@ -148,9 +227,29 @@ def test_statistics_is_a_script_of_its_own(tmp_path: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["mean"][0] == pytest.approx(0.13, abs=0.01)
 
 
-def test_ten_crops_give_the_same_figures_in_batches_of_any_size(images: Path, tmp_path: Path) -> None:
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *SMALL, "--imageSize", "24", "--cropSize", "20", "--tenCrop"]
-    arguments += ["--netType", "vgg", "--LR", "0", "--weightDecay", "0"]  # without batch norm nothing changes the weights
+def test_ten_crops_give_the_same_figures_in_batches_of_any_size(
+    images: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *SMALL,
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--tenCrop",
+    ]
+    arguments += [
+        "--netType",
+        "vgg",
+        "--LR",
+        "0",
+        "--weightDecay",
+        "0",
+    ]  # without batch norm nothing changes the weights
     figures = []
     for size in ("24", "5"):
         main.main([*arguments, "--batchSize", size, "--expDir", str(tmp_path / size)])
@@ -166,17 +265,36 @@ def test_ten_crop_probabilities_are_the_mean_of_ten() -> None:
     expected = torch.stack([network(part).softmax(1) for part in every]).mean(0)
     with torch.no_grad():
         torch.testing.assert_close(main.log_probabilities(network, crops).exp(), expected.detach())
-        torch.testing.assert_close(main.log_probabilities(network, crops[1:2]).exp(), expected[1:2].detach())
+        torch.testing.assert_close(
+            main.log_probabilities(network, crops[1:2]).exp(), expected[1:2].detach()
+        )
 
 
-def test_continue_where_nothing_was_saved_starts_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main.main(["--dataset", "synthetic", "--synthetic", "16:4:20", *SMALL, "--expDir", str(tmp_path), "--continue"])
+def test_continue_where_nothing_was_saved_starts_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(
+        [
+            "--dataset",
+            "synthetic",
+            "--synthetic",
+            "16:4:20",
+            *SMALL,
+            "--expDir",
+            str(tmp_path),
+            "--continue",
+        ]
+    )
     assert "nothing was saved here yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dataset", ["synthetic", "folder"])
 def test_the_command_line_trains(dataset: str, images: Path, tmp_path: Path) -> None:
-    more = ["--synthetic", "32:4:24"] if dataset == "synthetic" else ["--data_dir", str(images), "--nThreads", "2"]
+    more = (
+        ["--synthetic", "32:4:24"]
+        if dataset == "synthetic"
+        else ["--data_dir", str(images), "--nThreads", "2"]
+    )
     command = [
         sys.executable,
         "main.py",

@@ -17,14 +17,24 @@ def scores(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor]:
     return logits, torch.randint(0, request.param, (300,), generator=generator)
 
 
-def test_sums_over_uneven_batches_equal_those_over_all(scores: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_sums_over_uneven_batches_equal_those_over_all(
+    scores: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     logits, labels = scores
     sums = Sums(torch.device("cpu"))
     for part in (slice(0, 128), slice(128, 256), slice(256, 300)):
-        sums.add(torch.nn.functional.cross_entropy(logits[part], labels[part]), logits[part], labels[part])
+        sums.add(
+            torch.nn.functional.cross_entropy(logits[part], labels[part]),
+            logits[part],
+            labels[part],
+        )
     result = sums.result()
-    assert result["loss"] == pytest.approx(reference.log_loss(labels, logits.double().softmax(1)), rel=1e-6)
-    assert result["top1"] == pytest.approx(100 * reference.accuracy_score(labels, logits.topk(1, 1).indices[:, 0]))
+    assert result["loss"] == pytest.approx(
+        reference.log_loss(labels, logits.double().softmax(1)), rel=1e-6
+    )
+    assert result["top1"] == pytest.approx(
+        100 * reference.accuracy_score(labels, logits.topk(1, 1).indices[:, 0])
+    )
     if logits.shape[1] > 5:
         exact = (logits.topk(5, 1).indices == labels[:, None]).any(1).double().mean().item()
         assert result["top5"] == pytest.approx(100 * exact)

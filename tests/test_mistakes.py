@@ -32,10 +32,14 @@ def finished(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_wrong_continue_is_refused_and_harms_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_continue_is_refused_and_harms_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (rig.run_folder(finished) / "options.json").read_text()
     again = rig.options(finished, "--continue", "--nEpochs", "2")
-    assert "has netType tiny, not alexnetbn" in refused([*again, "--netType", "alexnetbn", "--expID", "tiny"], capsys)
+    assert "has netType tiny, not alexnetbn" in refused(
+        [*again, "--netType", "alexnetbn", "--expID", "tiny"], capsys
+    )
     assert "4 classes, not 5 classes" in refused([*again, "--synthetic", "200:5:20"], capsys)
     assert (rig.run_folder(finished) / "options.json").read_text() == before
     assert "continuing" in rig.finish(again)
@@ -74,10 +78,14 @@ def test_other_batches_in_the_middle_of_an_epoch_begin_it_anew(tmp_path: Path) -
 
 
 def test_a_finished_run_says_so(finished: Path) -> None:
-    assert "has finished its 1 epochs" in rig.finish(rig.options(finished, "--continue", "--nEpochs", "1"))
+    assert "has finished its 1 epochs" in rig.finish(
+        rig.options(finished, "--continue", "--nEpochs", "1")
+    )
 
 
-def test_weights_that_are_gone_are_not_missed_by_a_run_that_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_weights_that_are_gone_are_not_missed_by_a_run_that_goes_on(
+    finished: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "weights.pt"
     shutil.copy(rig.run_folder(finished) / "best.pt", weights)
     other = rig.options(tmp_path / "other", "--retrain", str(weights), "--nEpochs", "1")
@@ -87,9 +95,12 @@ def test_weights_that_are_gone_are_not_missed_by_a_run_that_goes_on(finished: Pa
 
 
 @pytest.mark.parametrize(
-    "content", ["{", '{"options": []}', '{"options": {"netType": "nope"}}', '{"options": {"batchSize": "x"}}']
+    "content",
+    ["{", '{"options": []}', '{"options": {"netType": "nope"}}', '{"options": {"batchSize": "x"}}'],
 )
-def test_a_spoilt_options_file_is_named(finished: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_spoilt_options_file_is_named(
+    finished: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (rig.run_folder(finished) / "options.json").write_text(content)
     with pytest.raises(SystemExit) as stop:
         opts.parse(rig.options(finished, "--continue"))
@@ -120,14 +131,29 @@ WRONG = [
 def test_wrong_values_together_are_one_line(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--dataset", "synthetic", "--synthetic", "16:4:20", "--GPU", "-1", "--nEpochs", "1", "--expDir", str(tmp_path)]
+    common = [
+        "--dataset",
+        "synthetic",
+        "--synthetic",
+        "16:4:20",
+        "--GPU",
+        "-1",
+        "--nEpochs",
+        "1",
+        "--expDir",
+        str(tmp_path),
+    ]
     said = refused([*common, *arguments], capsys)
     assert words in said
     assert said.count("\n") == 1
 
 
 def test_the_fine_stem_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--netType", "resnet18", "--stem", "fine"], ["--saveEvery", "²"], ["--freeze", "²"]):
+    for arguments in (
+        ["--netType", "resnet18", "--stem", "fine"],
+        ["--saveEvery", "²"],
+        ["--freeze", "²"],
+    ):
         with pytest.raises(SystemExit):
             opts.parse(arguments)
         assert arguments[-2] in capsys.readouterr().err
@@ -140,7 +166,9 @@ def test_a_palette_with_transparent_colours_is_read() -> None:
     assert decode.pixels(buffer.getvalue()).shape == (8, 8, 3)
 
 
-def test_stray_bytes_in_a_jpeg_are_passed_over_and_a_cut_one_refused(photographs: list[np.ndarray]) -> None:
+def test_stray_bytes_in_a_jpeg_are_passed_over_and_a_cut_one_refused(
+    photographs: list[np.ndarray],
+) -> None:
     buffer = io.BytesIO()
     Image.fromarray(photographs[0][:64, :64]).save(buffer, "JPEG")
     data = buffer.getvalue()
@@ -162,20 +190,31 @@ def test_a_spoilt_split_is_named(images: Path, tmp_path: Path) -> None:
     from datasets import folder
 
     kept = tmp_path / "split.csv"
-    for content in (b"side,image,share 0.5\nbogus,class 0/1.jpg\n", b"\x80\xff", b"side,image,share 0.5\ntest\n"):
+    for content in (
+        b"side,image,share 0.5\nbogus,class 0/1.jpg\n",
+        b"\x80\xff",
+        b"side,image,share 0.5\ntest\n",
+    ):
         kept.write_bytes(content)
         with pytest.raises(Refused, match=r"split\.csv is damaged"):
-            folder.folder(str(images / "train"), "train", val_share=0.5, split_file=kept)
+            folder.open_folder(str(images / "train"), "train", val_share=0.5, split_file=kept)
 
 
 def test_nothing_is_left_by_a_run_that_never_began(tmp_path: Path) -> None:
-    child = rig.Child(rig.options(tmp_path), before=lambda: __import__("os").kill(__import__("os").getpid(), 15))
+    child = rig.Child(
+        rig.options(tmp_path), before=lambda: __import__("os").kill(__import__("os").getpid(), 15)
+    )
     assert child.wait() == -15
     rig.finish(rig.options(tmp_path, "--nEpochs", "1"))
-    assert json.loads((rig.run_folder(tmp_path) / "options.json").read_text())["options"]["nEpochs"] == 1
+    assert (
+        json.loads((rig.run_folder(tmp_path) / "options.json").read_text())["options"]["nEpochs"]
+        == 1
+    )
 
 
-def test_a_mistake_beside_overwrite_loses_no_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_beside_overwrite_loses_no_run(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = rig.fingerprint(finished)
     refused(rig.options(finished, "--overwrite", "--freeze", "99"), capsys)
     assert rig.fingerprint(finished) == before

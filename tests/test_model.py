@@ -10,8 +10,8 @@ from model import Network, create, load_weights, parameters
 from models import NETWORKS, OURS, TORCHVISION
 from models.recompute import recompute
 from training.ranks import Ranks
-from training.schedule import schedule
-from training.updater import Updater, optimizer
+from training.schedule import make_schedule
+from training.updater import Updater, make_optimizer
 
 COUNTS = {
     "alexnet": 60_522_856, "alexnetowt": 61_100_840, "alexnetowtbn": 61_119_528, "alexnetbn": 2_729_512,
@@ -20,7 +20,17 @@ COUNTS = {
     "vgg16bn": 138_365_992, "vgg19bn": 143_678_248, "googlenet": 13_004_888, "inception2": 19_124_528,
     "ninbn": 8_655_336, "squeezenet": 1_248_424,
 }  # fmt: skip
-DEEP = {"vgg", "vgg11", "vgg13", "vgg16", "vgg19", "vggbn", "vggbnv2", "inception2", "squeezenet"}  # no batch norm: by fan-in
+DEEP = {
+    "vgg",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "vggbn",
+    "vggbnv2",
+    "inception2",
+    "squeezenet",
+}  # no batch norm: by fan-in
 TWINS = {  # ours: torchvision's with the same weights
     "alexnetowt": "alexnet", "vgg11": "vgg11", "vgg13": "vgg13", "vgg16": "vgg16", "vgg19": "vgg19", "vgg11bn": "vgg11_bn",
     "vgg13bn": "vgg13_bn", "vgg16bn": "vgg16_bn", "vgg19bn": "vgg19_bn", "googlenet": "googlenet",
@@ -28,7 +38,13 @@ TWINS = {  # ours: torchvision's with the same weights
 
 
 def pixels(count: int, size: int, seed: int = 1) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0,
+        256,
+        (count, 3, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def on_meta(name: str) -> Network:
@@ -65,7 +81,11 @@ def test_every_parameter_learns_from_small_images(name: str, stem: str) -> None:
     assert all(head.shape == (4, 3) for head in logits)
     assert len(logits) == 1 + len(OURS[name].heads)
     sum(nn.functional.cross_entropy(head, torch.tensor([0, 1, 2, 0])) for head in logits).backward()
-    still = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    still = [
+        key
+        for key, p in network.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()
+    ]
     assert still == []
     one = network.eval()(pixels(1, 28))
     assert isinstance(one, torch.Tensor)
@@ -96,7 +116,9 @@ def test_the_peers_names_are_torchvision_s() -> None:
     assert tuple(torchvision.models.list_models(module=torchvision.models)) == TORCHVISION
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_0", "vit_b_32", "inception_v3"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_0", "vit_b_32", "inception_v3"]
+)
 def test_torchvision_s_networks_work_by_name(name: str) -> None:
     size = 96
     network = create(name, 4, size).eval()
@@ -106,7 +128,11 @@ def test_torchvision_s_networks_work_by_name(name: str) -> None:
 def twins(name: str, size: int) -> tuple[Network, nn.Module]:
     """Our network and torchvision's with the same weights."""
     torch.manual_seed(3)
-    more = {"aux_logits": True, "transform_input": True, "init_weights": False} if name == "googlenet" else {}
+    more = (
+        {"aux_logits": True, "transform_input": True, "init_weights": False}
+        if name == "googlenet"
+        else {}
+    )
     theirs = torchvision.models.get_model(TWINS[name], weights=None, num_classes=20, **more)
     ours = create(name, 20, size)
     assert load_weights(ours, theirs.state_dict(), "theirs.pth") == []
@@ -114,7 +140,9 @@ def twins(name: str, size: int) -> tuple[Network, nn.Module]:
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
-    return torchvision.transforms.functional.normalize(images.float() / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return torchvision.transforms.functional.normalize(
+        images.float() / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    )
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, relative: float) -> None:
@@ -140,7 +168,9 @@ def test_logits_are_torchvision_s(name: str) -> None:
             close(head, their, 2e-4)
 
 
-def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_are_checked_before_they_are_read(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
 
     import model
@@ -150,14 +180,16 @@ def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatc
     folder.mkdir(parents=True)
     (folder / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
     with pytest.raises(Refused, match="does not begin with 7be5be79"):
-        model.pretrained("alexnetowt")
-    monkeypatch.setattr(model, "digest_of", lambda path, kind: "7be5be79" + hashlib.sha256().hexdigest())
-    assert model.pretrained("alexnetowt").endswith("alexnet-owt-7be5be79.pth")
+        model.published_weights("alexnetowt")
+    monkeypatch.setattr(
+        model, "digest_of", lambda path, kind: "7be5be79" + hashlib.sha256().hexdigest()
+    )
+    assert model.published_weights("alexnetowt").endswith("alexnet-owt-7be5be79.pth")
     with pytest.raises(Refused, match="no published weights for ninbn"):
-        model.pretrained("ninbn")
+        model.published_weights("ninbn")
     monkeypatch.setattr("base.fetch.urllib.request.urlopen", refuse)
     with pytest.raises(Refused, match=r"put vgg16-397923af\.pth into"):
-        model.pretrained("vgg16")
+        model.published_weights("vgg16")
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -166,9 +198,13 @@ def refuse(*_: object, **__: object) -> None:
 
 def test_data_parallel_files_load_and_another_class_count_starts_the_last_layers_anew() -> None:
     source, target = create("googlenet", 10, 32), create("googlenet", 3, 32)
-    anew = load_weights(target, {f"module.{key}": value for key, value in source.state_dict().items()}, "file.pt")
+    anew = load_weights(
+        target, {f"module.{key}": value for key, value in source.state_dict().items()}, "file.pt"
+    )
     assert {key.split(".")[1] for key in anew} == {"fc", "aux1", "aux2"}
-    assert torch.equal(target.state_dict()["body.conv1.conv.weight"], source.state_dict()["body.conv1.conv.weight"])
+    assert torch.equal(
+        target.state_dict()["body.conv1.conv.weight"], source.state_dict()["body.conv1.conv.weight"]
+    )
     assert target.body.fc.weight.shape[0] == 3
 
 
@@ -176,15 +212,25 @@ def test_what_does_not_fit_is_refused_with_names_and_shapes() -> None:
     network = create("alexnetbn", 10, 32)
     with pytest.raises(Refused, match=r"missing.*and \d+ more"):
         load_weights(network, {"features.0.weight": torch.zeros(64, 3, 5, 5)}, "file.pt")
-    with pytest.raises(Refused, match=r"body\.features\.0\.weight is \[64, 3, 3, 3\], not \[64, 3, 5, 5\]"):
-        load_weights(network, network.state_dict() | {"body.features.0.weight": torch.zeros(64, 3, 3, 3)}, "file.pt")
+    with pytest.raises(
+        Refused, match=r"body\.features\.0\.weight is \[64, 3, 3, 3\], not \[64, 3, 5, 5\]"
+    ):
+        load_weights(
+            network,
+            network.state_dict() | {"body.features.0.weight": torch.zeros(64, 3, 3, 3)},
+            "file.pt",
+        )
     with pytest.raises(Refused, match="holds no weights"):
         load_weights(network, {"epoch": 3}, "file.pt")
     bad = network.state_dict() | {"body.features.1.bias": torch.full((64,), float("nan"))}
     with pytest.raises(Refused, match="not finite"):
         load_weights(network, bad, "file.pt")
     with pytest.raises(Refused, match=r"missing|unknown"):
-        load_weights(create("squeezenet", 10, 64), torchvision.models.squeezenet1_0(num_classes=10).state_dict(), "file.pt")
+        load_weights(
+            create("squeezenet", 10, 64),
+            torchvision.models.squeezenet1_0(num_classes=10).state_dict(),
+            "file.pt",
+        )
 
 
 def test_weights_bring_their_normalisation() -> None:
@@ -213,11 +259,15 @@ def test_recomputing_activations_changes_no_weight_and_no_buffer(name: str) -> N
         if optimize:
             recompute(network)
         assert list(network.state_dict()) == names
-        updater = Updater(network, optimizer(network), schedule(LR=0.01, weight_decay=0, first=0), Ranks())
+        updater = Updater(
+            network, make_optimizer(network), make_schedule(lr=0.01, weight_decay=0, first=0), Ranks()
+        )
         for step in range(3):
             torch.manual_seed(step)
             updater.begin(step)
-            loss = nn.functional.cross_entropy(network(pixels(6, 28, step)), torch.tensor([0, 1, 2, 3, 0, 1]))
+            loss = nn.functional.cross_entropy(
+                network(pixels(6, 28, step)), torch.tensor([0, 1, 2, 3, 0, 1])
+            )
             updater.backward(loss)
             updater.apply(loss, step, torch.arange(6).numpy())
         states.append(network.state_dict())
@@ -227,7 +277,11 @@ def test_recomputing_activations_changes_no_weight_and_no_buffer(name: str) -> N
 
 def test_smallest_inputs_are_the_smallest() -> None:
     for name, entry in NETWORKS.items():
-        if name in OURS or name.startswith(("vit", "swin", "maxvit", "efficientnet", "regnet", "convnext", "densenet")):
+        if name in OURS or name.startswith(
+            ("vit", "swin", "maxvit", "efficientnet", "regnet", "convnext", "densenet")
+        ):
             continue
         with torch.device("meta"):
-            create(name, 4, entry.smallest).eval()(torch.zeros(1, 3, entry.smallest, entry.smallest, dtype=torch.uint8))
+            create(name, 4, entry.smallest).eval()(
+                torch.zeros(1, 3, entry.smallest, entry.smallest, dtype=torch.uint8)
+            )

@@ -51,7 +51,10 @@ def test_help_and_wrong_options_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     for arguments, status in ((["--help"], 0), (["--netTyp", "x"], 2)):
         result = subprocess.run(
-            [sys.executable, "-X", "importtime", "main.py", *arguments], cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-X", "importtime", "main.py", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == status
         assert "torch" not in [line.split("|")[-1].strip() for line in result.stderr.splitlines()]
@@ -70,7 +73,12 @@ def test_the_data_set_decides_what_is_not_given() -> None:
     digits, photos = opts.parse(["--dataset", "mnist"]), opts.parse([])
     assert (digits.imageSize, digits.cropSize, digits.expID) == (28, 28, "alexnetbn")
     assert "flip" not in digits.augment
-    assert (photos.dataset, photos.imageSize, photos.cropSize, photos.nEpochs) == ("ilsvrc2012", 256, 224, 55)
+    assert (photos.dataset, photos.imageSize, photos.cropSize, photos.nEpochs) == (
+        "ilsvrc2012",
+        256,
+        224,
+        55,
+    )
 
 
 def test_the_command_line_wins_over_a_recipe(tmp_path: Path) -> None:
@@ -85,7 +93,9 @@ HOSTILE = {"letters": b"--netType \xff\xfe", "quote": b"--expID 'a", "long": b"#
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "pipe", "device", "folder"])
-def test_a_hostile_recipe_is_refused_in_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_hostile_recipe_is_refused_in_one_line(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = tmp_path / name
     if name in HOSTILE:
         path.write_bytes(HOSTILE[name])
@@ -102,10 +112,14 @@ def test_a_hostile_recipe_is_refused_in_one_line(name: str, tmp_path: Path, caps
 
 
 def test_continue_takes_the_run_s_own_options_and_tells_what_changed(tmp_path: Path) -> None:
-    first = opts.parse(["--dataset", "mnist", "--expDir", str(tmp_path), "--batchSize", "32", "--LR", "0.25"])
+    first = opts.parse(
+        ["--dataset", "mnist", "--expDir", str(tmp_path), "--batchSize", "32", "--LR", "0.25"]
+    )
     first.folder.mkdir(parents=True)
     (first.folder / "options.json").write_text(json.dumps({"options": first.recorded()}))
-    again = opts.parse(["--dataset", "mnist", "--expDir", str(tmp_path), "--continue", "--batchSize", "64"])
+    again = opts.parse(
+        ["--dataset", "mnist", "--expDir", str(tmp_path), "--continue", "--batchSize", "64"]
+    )
     assert (again.LR, again.batchSize) == (0.25, 64)
     assert again.changed == {"batchSize": (32, 64)}
 
@@ -115,7 +129,9 @@ def test_nearest_names() -> None:
     assert nearest("zzz", ["vgg16"]) == ""
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem
+)
 def test_every_recipe_is_read_and_says_what_it_reaches(path: Path) -> None:
     options = opts.parse([f"@{path}"])
     assert path.stem in (f"{options.netType}-{options.dataset}", "my-folder")

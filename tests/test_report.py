@@ -25,7 +25,18 @@ from report import pictures
 from report.report import Report
 from training import metrics
 
-OPTIONS = ["--GPU", "-1", "--nThreads", "0", "--imageSize", "24", "--cropSize", "20", "--batchSize", "8"]
+OPTIONS = [
+    "--GPU",
+    "-1",
+    "--nThreads",
+    "0",
+    "--imageSize",
+    "24",
+    "--cropSize",
+    "20",
+    "--batchSize",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +44,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, the second one stopped after an epoch and continued; the folder that holds them."""
     folder = tmp_path_factory.mktemp("runs")
     images = make_images(folder / "images", 24)
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *OPTIONS, "--expDir", str(folder), "--netType", "alexnetbn"]
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *OPTIONS,
+        "--expDir",
+        str(folder),
+        "--netType",
+        "alexnetbn",
+    ]
     main.main([*arguments, "--expID", "a", "--nEpochs", "2", "--histograms"])
     main.main([*arguments, "--expID", "b", "--nEpochs", "1", "--logger", "none"])
     main.main([*arguments, "--expID", "b", "--nEpochs", "3", "--logger", "full", "--continue"])
@@ -44,26 +65,45 @@ def test_tensorboard_shows_a_run(runs: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(runs), "--port", str(port), "--load_fast", "false"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(runs),
+        "--port",
+        str(port),
+        "--load_fast",
+        "false",
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             tags = wait_for_tags(port)
             log = [json.loads(line) for line in (runs / "a" / "log.jsonl").read_text().splitlines()]
             found = ask(port, "scalars", "scalars?run=a&tag=test%2Ftop1")
             assert [step for _, step, _ in found] == [record["step"] for record in log]
-            assert [value for *_, value in found] == pytest.approx([record["test_top1"] for record in log], rel=1e-5)
+            assert [value for *_, value in found] == pytest.approx(
+                [record["test_top1"] for record in log], rel=1e-5
+            )
             assert {"train/loss", "test/loss", "lr", "train/loss of a step"} <= tags["a"].keys()
-            assert len(ask(port, "scalars", "scalars?run=a&tag=train%2Floss+of+a+step")) == log[-1]["step"]
+            assert (
+                len(ask(port, "scalars", "scalars?run=a&tag=train%2Floss+of+a+step"))
+                == log[-1]["step"]
+            )
             assert {"first batch", "confusion"} <= ask(port, "images", "tags")["a"].keys()
             assert "body.features.0.weight" in "".join(ask(port, "histograms", "tags")["a"])
-            assert [step for _, step, _ in ask(port, "scalars", "scalars?run=b&tag=test%2Ftop1")] == [6, 9]
+            assert [
+                step for _, step, _ in ask(port, "scalars", "scalars?run=b&tag=test%2Ftop1")
+            ] == [6, 9]
         finally:
             server.kill()
 
 
 def ask(port: int, plugin: str, what: str) -> dict:
     url = f"http://127.0.0.1:{port}/data/plugin/{plugin}/{what}"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=20) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        url, timeout=20
+    ) as answer:
         return json.load(answer)
 
 
@@ -104,12 +144,22 @@ def test_figures_of_each_class_are_scikit_learns(tmp_path: Path) -> None:
     labels = torch.from_numpy(random.integers(0, 5, 300))  # class 5 has no image
     found = metrics.per_class(scores, labels)
     called = scores.argmax(1).numpy()
-    precision, recall, f1, images = precision_recall_fscore_support(labels, called, labels=range(5), zero_division=0)
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, called, labels=range(5), zero_division=0
+    )
     assert found["images"] == [*images, 0]
-    for name, expected in (("precision", precision), ("recall", recall), ("top1", recall), ("f1", f1)):
+    for name, expected in (
+        ("precision", precision),
+        ("recall", recall),
+        ("top1", recall),
+        ("f1", f1),
+    ):
         assert found[name][:5] == pytest.approx(100 * expected, abs=1e-9)
         assert found[name][5] is None
-    expected = [100 * average_precision_score(labels.numpy() == label, scores[:, label].numpy()) for label in range(5)]
+    expected = [
+        100 * average_precision_score(labels.numpy() == label, scores[:, label].numpy())
+        for label in range(5)
+    ]
     assert found["average_precision"][:5] == pytest.approx(expected, abs=1e-9)
 
 
@@ -119,7 +169,9 @@ def test_the_table_of_classes_is_that_of_the_last_test(runs: Path) -> None:
     assert [row["class"] for row in rows] == ["class 0", "class 1", "class 2"]
     images = [int(row["images"]) for row in rows]
     top1 = json.loads((runs / "a" / "log.jsonl").read_text().splitlines()[-1])["test_top1"]
-    assert np.average([float(row["top1"]) for row in rows], weights=images) == pytest.approx(top1, abs=1e-3)
+    assert np.average([float(row["top1"]) for row in rows], weights=images) == pytest.approx(
+        top1, abs=1e-3
+    )
 
 
 def test_the_surest_errors_come_first() -> None:
@@ -127,7 +179,9 @@ def test_the_surest_errors_come_first() -> None:
     assert metrics.confident_errors(scores, torch.tensor([0, 0, 0, 1]), 5).tolist() == [1, 2]
 
 
-def test_pictures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_that_cannot_be_written_do_not_end_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = tmp_path / "file"
     place.write_text("")
     report = Report(place, {})
@@ -138,10 +192,28 @@ def test_pictures_that_cannot_be_written_do_not_end_a_run(tmp_path: Path, capsys
 
 
 def test_without_a_logger_only_the_log_is_there(images: Path, tmp_path: Path) -> None:
-    arguments = ["--dataset", "folder", "--data_dir", str(images), *OPTIONS, "--expDir", str(tmp_path), "--nEpochs", "1"]
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *OPTIONS,
+        "--expDir",
+        str(tmp_path),
+        "--nEpochs",
+        "1",
+    ]
     main.main([*arguments, "--logger", "none"])
     names = {path.name for path in (tmp_path / "folder" / "alexnetbn").iterdir()}
-    assert names == {"best.pt", "checkpoints", "full_train.log", "lock", "log.jsonl", "model_1.pt", "options.json"}
+    assert names == {
+        "best.pt",
+        "checkpoints",
+        "full_train.log",
+        "lock",
+        "log.jsonl",
+        "model_1.pt",
+        "options.json",
+    }
 
 
 def test_runs_are_compared(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +229,13 @@ def test_runs_are_compared(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("alexnet", 0.714), ("vgg11", 7.609), ("vgg16", 15.470), ("googlenet", 1.498), ("squeezenet1_0", 0.819)],
+    [
+        ("alexnet", 0.714),
+        ("vgg11", 7.609),
+        ("vgg16", 15.470),
+        ("googlenet", 1.498),
+        ("squeezenet1_0", 0.819),
+    ],
 )
 def test_multiply_adds_are_the_published_ones(name: str, billions: float) -> None:
     with torch.device("meta"):
@@ -166,10 +244,24 @@ def test_multiply_adds_are_the_published_ones(name: str, billions: float) -> Non
 
 
 def test_colours_are_never_written(images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "main.py", "--dataset", "folder", "--data_dir", str(images), *OPTIONS, "--nEpochs", "1"]
+    command = [
+        sys.executable,
+        "main.py",
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *OPTIONS,
+        "--nEpochs",
+        "1",
+    ]
     folder = Path(main.__file__).parent
     result = subprocess.run(
-        [*command, "--expDir", str(tmp_path)], cwd=folder, env=os.environ | {"NO_COLOR": "1"}, capture_output=True, text=True
+        [*command, "--expDir", str(tmp_path)],
+        cwd=folder,
+        env=os.environ | {"NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout + result.stderr

@@ -25,7 +25,11 @@ def sources(name: str) -> list[Path]:
 def imports(path: Path) -> Iterator[str]:
     """Yield the dotted names that a file imports, at its top or in functions, but for a script's own main()."""
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == "main")]
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.FunctionDef) and node.name == "main")
+    ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -46,7 +50,9 @@ def wrong_imports(name: str, path: Path) -> list[str]:
             # In tests and benchmarks this is the standard library's, which ours hands on.
             found += [] if name == "benchmark" else [f"{path.name} imports statistics by its name"]
         elif LAYER[other] >= LAYER[name]:
-            found.append(f"{path.name} of layer {LAYER[name]} imports {other} of layer {LAYER[other]}")
+            found.append(
+                f"{path.name} of layer {LAYER[name]} imports {other} of layer {LAYER[other]}"
+            )
         elif name in FOLDERS - ANY_BELOW and other in TOP - OPEN_TO_FOLDERS:
             found.append(f"{path.name} lies in a folder and imports {other}.py")
     return found
@@ -66,7 +72,11 @@ def test_no_folder_has_a_circle(folder: str) -> None:
     graph = {}
     for path in (ROOT / folder).glob("*.py"):
         prefix = f"{folder}."
-        graph[path.stem] = {name.removeprefix(prefix).split(".")[0] for name in imports(path) if name.startswith(prefix)}
+        graph[path.stem] = {
+            name.removeprefix(prefix).split(".")[0]
+            for name in imports(path)
+            if name.startswith(prefix)
+        }
     while leaves := [name for name, used in graph.items() if not used & graph.keys()]:
         for name in leaves:
             del graph[name]
@@ -85,7 +95,9 @@ def test_every_folder_says_in_a_sentence_what_it_holds(folder: str) -> None:
 
 
 def python(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
@@ -112,10 +124,16 @@ def test_ours_computes_although_the_standard_one_is_loaded() -> None:
 
 
 def test_sources_speak_of_no_machine_or_host() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     for name in listed:
         path = ROOT / name
-        if path.suffix in {".py", ".md", ".toml", ".txt", ".json"} and path.exists() and path != Path(__file__):
+        if (
+            path.suffix in {".py", ".md", ".toml", ".txt", ".json"}
+            and path.exists()
+            and path != Path(__file__)
+        ):
             text = path.read_text()
             assert "/work/" not in text, name
             assert "/root/" not in text, name

@@ -21,8 +21,8 @@ from base import archive
 from run import checkpoint
 from training.metrics import Criterion
 from training.ranks import Ranks
-from training.schedule import KINDS, schedule
-from training.updater import Updater, optimizer
+from training.schedule import KINDS, make_schedule
+from training.updater import Updater, make_optimizer
 
 STEPS = 1000
 
@@ -34,22 +34,26 @@ STEPS = 1000
 ])  # fmt: skip
 def test_schedules_are_torchs(kind: str, make) -> None:  # type: ignore[no-untyped-def]
     theirs = make(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.4))
-    ours = schedule(LR=0.4, weight_decay=0, first=1, kind=kind)
+    ours = make_schedule(lr=0.4, weight_decay=0, first=1, kind=kind)
     for step in range(STEPS):
-        assert ours.at(step / STEPS)[0] == pytest.approx(theirs.get_last_lr()[0], abs=1e-3 if kind == "onecycle" else 1e-12)
+        assert ours.at(step / STEPS)[0] == pytest.approx(
+            theirs.get_last_lr()[0], abs=1e-3 if kind == "onecycle" else 1e-12
+        )
         theirs.optimizer.step()
         theirs.step()
 
 
 def test_a_rate_alone_holds_and_a_warm_up_leads_to_it() -> None:
-    assert {schedule(LR=0.3, weight_decay=None, first=1).at(share)[0] for share in (0, 0.5, 0.99)} == {0.3}
+    assert {
+        make_schedule(lr=0.3, weight_decay=None, first=1).at(share)[0] for share in (0, 0.5, 0.99)
+    } == {0.3}
     for kind in KINDS:
-        warm = schedule(LR=0.3, weight_decay=None, first=1, kind=kind, warmup=0.1)
+        warm = make_schedule(lr=0.3, weight_decay=None, first=1, kind=kind, warmup=0.1)
         rates = [warm.at(share)[0] for share in (0, 0.05, 0.0999)]
         assert rates[0] == pytest.approx(0.003)
         assert rates == sorted(rates)
         assert rates[2] == pytest.approx(0.3, rel=0.01)
-    regime = schedule(LR=0.3, weight_decay=None, first=1, kind="regime")
+    regime = make_schedule(lr=0.3, weight_decay=None, first=1, kind="regime")
     assert [regime.at(share)[0] for share in (0, 0.4)] == [0.3, 0.15]
 
 
@@ -59,11 +63,16 @@ def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
     name = "adamw" if kind == "adamw" else "sgd"
-    made = optimizer(ours, name, nesterov=kind == "nesterov", decay_all=False)
-    updater = Updater(ours, made, schedule(LR=0.1, weight_decay=0.01, first=0), Ranks(), clip=0.5)
-    groups = [{"params": [theirs.weight], "weight_decay": 0.01}, {"params": [theirs.bias], "weight_decay": 0.0}]
+    made = make_optimizer(ours, name, nesterov=kind == "nesterov", decay_all=False)
+    updater = Updater(ours, made, make_schedule(lr=0.1, weight_decay=0.01, first=0), Ranks(), clip=0.5)
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.01},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
     reference = (
-        torch.optim.AdamW(groups, 0.1) if kind == "adamw" else torch.optim.SGD(groups, 0.1, 0.9, nesterov=kind == "nesterov")
+        torch.optim.AdamW(groups, 0.1)
+        if kind == "adamw"
+        else torch.optim.SGD(groups, 0.1, 0.9, nesterov=kind == "nesterov")
     )
     for step in range(5):
         images = torch.randn(4, 5)
@@ -80,8 +89,8 @@ def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
 
 def test_averages_are_torchs() -> None:
     network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    planned = schedule(LR=0.1, weight_decay=0, first=0)
-    updater = Updater(network, optimizer(network), planned, Ranks(), average=0.9)
+    planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+    updater = Updater(network, make_optimizer(network), planned, Ranks(), average=0.9)
     updater.updates = 1000  # the faster first steps are past
     theirs = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
@@ -92,7 +101,9 @@ def test_averages_are_torchs() -> None:
         updater.backward(loss := network(torch.randn(8, 4)).square().sum())
         updater.apply(loss, step, torch.arange(8).numpy())
         theirs.update_parameters(network)
-    for own, other in zip(updater.tested.state_dict().values(), theirs.module.state_dict().values(), strict=True):
+    for own, other in zip(
+        updater.network_for_eval.state_dict().values(), theirs.module.state_dict().values(), strict=True
+    ):
         assert not own.is_floating_point() or torch.allclose(own, other, atol=1e-6)
 
 
@@ -100,17 +111,22 @@ def test_averages_are_torchs() -> None:
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int) -> None:
     torch.manual_seed(0)
     network = model.create("alexnetowt", 5, 32).double().eval()  # no dropout
-    images, labels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 5, (8,))
+    images, labels = (
+        torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8),
+        torch.randint(0, 5, (8,)),
+    )
     found = []
     for count in (1, parts):
         run = SimpleNamespace(
             accumulate=count, device=torch.device("cpu"), seed=1, progress=SimpleNamespace(step=0), ranks=Ranks(),
             autocast=lambda: torch.autocast("cpu", enabled=False),
         )  # fmt: skip
-        planned = schedule(LR=0.1, weight_decay=0, first=0)
-        updater = Updater(network, optimizer(network), planned, Ranks())
+        planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+        updater = Updater(network, make_optimizer(network), planned, Ranks())
         updater.begin(0)
-        loss, logits = main.gradients(run, network, updater, Criterion(smoothing=0.1), images, labels, 8)
+        loss, logits = main.gradients(
+            run, network, updater, Criterion(smoothing=0.1), images, labels, 8
+        )
         assert logits.shape == (8, 5)
         found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
     for whole, part in zip(*found, strict=True):
@@ -121,11 +137,24 @@ def test_the_loss_is_torchs_and_of_all_heads() -> None:
     logits, other, labels = torch.randn(6, 4), torch.randn(6, 4), torch.randint(0, 4, (6,))
     theirs = nn.CrossEntropyLoss(label_smoothing=0.2)
     expected = 6 * (theirs(logits, labels) + 0.3 * theirs(other, labels))
-    assert Criterion(smoothing=0.2)((logits, other), labels) == pytest.approx(expected.item(), rel=1e-6)
+    assert Criterion(smoothing=0.2)((logits, other), labels) == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    base = ["--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--GPU", "-1", "--batchSize", "64", "--logger", "none"]
+    base = [
+        "--dataset",
+        "mnist",
+        "--data_dir",
+        str(DATA / "mnist"),
+        "--GPU",
+        "-1",
+        "--batchSize",
+        "64",
+        "--logger",
+        "none",
+    ]
     return [*base, "--nEpochs", "2", "--expDir", str(folder), *more]
 
 
@@ -151,24 +180,56 @@ def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 29),) * 2)\n"
         "with clear_errors():\n    main.main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", limited, "--dataset", "synthetic", "--synthetic", "256:4:224", "--netType", "squeezenet"]
-    command += ["--batchSize", "256", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path), "--nEpochs", "1"]
+    command = [
+        sys.executable,
+        "-c",
+        limited,
+        "--dataset",
+        "synthetic",
+        "--synthetic",
+        "256:4:224",
+        "--netType",
+        "squeezenet",
+    ]
+    command += [
+        "--batchSize",
+        "256",
+        "--GPU",
+        "-1",
+        "--logger",
+        "none",
+        "--expDir",
+        str(tmp_path),
+        "--nEpochs",
+        "1",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 1, result.stderr
     assert "images at once fit: --accumulate" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_learns_as_it_does_without_and_is_saved_under_its_own_names(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
+def test_a_compiled_network_learns_as_it_does_without_and_is_saved_under_its_own_names(
+    tmp_path: Path,
+) -> None:
     rig.finish(rig.options(tmp_path / "plain", "--nEpochs", "1"))
     command = [
         sys.executable,
         "tests/campaigns/tiny_rank.py",
         *rig.options(tmp_path / "compiled", "--nEpochs", "1", "--compile"),
     ]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     runs = [rig.run_folder(tmp_path / name) for name in ("plain", "compiled")]

@@ -1,4 +1,4 @@
-"""Batch norm over the images of all ranks."""
+"""Batch norm over the images of all ranks, on CPUs, where torch's refuses."""
 
 from typing import Any
 
@@ -18,40 +18,54 @@ class _Sum(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm over the images of all ranks, on CPUs, where torch's refuses. Shares may differ, also be empty."""
+    """Batch norm over the images of all ranks. Shares may differ, and may be empty."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
     def forward(self, input: Tensor) -> Tensor:
+        """input: (N, C, ...) -> the same shape."""
         if not self.training:
             return super().forward(input)
+
+        # float64: the variance is a small difference of large sums.
         dims = [0, *range(2, input.dim())]
-        count = input.new_full((1,), input.numel() // input.shape[1], dtype=torch.float64)
-        sums = torch.cat([input.sum(dims, dtype=torch.float64), (input * input).sum(dims, dtype=torch.float64), count])
-        total, squares, number = _Sum.apply(sums).split([input.shape[1], input.shape[1], 1])
-        mean = total / number
-        variance = (squares / number - mean * mean).clamp_min(0)
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked.add_(1)
-                share = 0.1 if self.momentum is None else self.momentum
-                unbiased = variance * number / (number - 1).clamp_min(1)
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        own = input.new_full((1,), input.numel() // input.shape[1], dtype=torch.float64)
+        sums = [
+            input.sum(dims, dtype=torch.float64),
+            (input * input).sum(dims, dtype=torch.float64),
+        ]
+        sizes = [input.shape[1], input.shape[1], 1]
+        total, squares, count = _Sum.apply(torch.cat([*sums, own])).split(sizes)
+        mean = total / count
+        variance = (squares / count - mean * mean).clamp_min(0)
+        self._update_statistics(mean, variance, count)
+
         shape = (1, -1, *[1] * (input.dim() - 2))
         scale = (variance + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
         shift = -mean * scale + (self.bias if self.affine else 0)
         return input * scale.to(input.dtype).view(shape) + shift.to(input.dtype).view(shape)
+
+    @torch.no_grad()
+    def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics towards this batch's. mean, variance: (C,); count: (1,)."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        share = 0.1 if self.momentum is None else self.momentum
+        unbiased = variance * count / (count - 1).clamp_min(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:

@@ -1,87 +1,133 @@
-"""What is minimised and measured: the loss, sums that stay on the device until a pass ends, figures from test scores."""
+"""What is minimised and measured: the loss, sums that stay on the device, metrics of all test
+scores.
+"""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.ranks import Ranks
+
 AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
 
 
+@dataclass(frozen=True)
+class Means:
+    """Means over the images of a pass: loss, top-1 and top-5 in percent.
+
+    None where there were no images.
+    """
+
+    loss: float | None = None
+    top1: float | None = None
+    top5: float | None = None
+
+
 class Criterion:
-    """The loss that is trained on. weights: (K,) of each class; smoothing: share of the target spread over all classes."""
+    """The training loss.
+
+    weights: (K,) of each class; smoothing: share of the target that is spread over all classes.
+    """
 
     def __init__(self, weights: Tensor | None = None, smoothing: float = 0.0) -> None:
         self.weights, self.smoothing = weights, smoothing
 
     def __call__(self, heads: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        """Return the cross-entropy's sum over the images, (), the auxiliary heads' added at their weight.
+        """Return the cross-entropy's sum over the images, (), the auxiliary heads' added at their
+        weight.
 
         heads: logits (N, K), the main head's first; targets: (N,) labels or (N, K) shares.
         """
-        first, *others = (self._of(head.float() if head.dtype.itemsize < 4 else head, targets) for head in heads)
+        first, *others = (self._of_head(head, targets) for head in heads)
         return first + AUXILIARY * sum(others) if others else first
 
-    def _of(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, targets, self.weights, reduction="sum", label_smoothing=self.smoothing)
+    def _of_head(self, logits: Tensor, targets: Tensor) -> Tensor:
+        # Half precision would add up hundreds of losses with 8 or 11 bits.
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return F.cross_entropy(
+            logits, targets, self.weights, reduction="sum", label_smoothing=self.smoothing
+        )
 
 
 class Sums:
-    """Loss, top-1 and top-5 over a pass, and each step's loss; nothing here waits for the device."""
+    """Loss, top-1 and top-5 over a pass, and each step's loss; `add` never waits for the device."""
 
     def __init__(self, device: torch.device, losses: Tensor | None = None) -> None:
-        self.values = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+        # Loss, top-1, top-5, images. float64: whole numbers stay exact over any data set.
+        self.values = torch.zeros(4, dtype=torch.float64, device=device)
         self.losses: list[Tensor] = [] if losses is None else list(losses.to(device).unbind())
 
     def add(
-        self, loss: Tensor, logits: Tensor, labels: Tensor, counted: Tensor | None = None, total: int | None = None
+        self,
+        loss: Tensor,
+        scores: Tensor,
+        labels: Tensor,
+        counted: Tensor | None = None,
+        total: int | None = None,
     ) -> None:
-        """Add a batch. loss: () mean over its images; logits: (N, K); labels: (N,); counted: () bool, else True.
+        """Add one batch.
 
-        total: images of the batch over all ranks, whose losses of a step then add up to the batch's.
+        loss: (), the mean over this rank's images; scores: (N, K); labels: (N,); counted: () bool,
+        False for a step that was skipped: its images do not count; total: images of the batch over
+        all ranks, where losses of steps are kept.
         """
-        best = logits.topk(min(5, logits.shape[1]), 1).indices == labels[:, None]  # (N, <= 5)
+        best = scores.topk(min(5, scores.shape[1]), 1).indices == labels[:, None]
         count = len(labels)
-        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_tensor(count)]).double()
-        self.values += batch if counted is None else torch.where(counted, batch, torch.zeros_like(batch))
+        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_tensor(count)])
+        batch = batch.double()
+        if counted is not None:
+            batch = torch.where(counted, batch, torch.zeros_like(batch))
+
+        self.values += batch
         self.losses.append(loss.float() * (count / total) if total else loss.float())
 
-    def result(self, ranks: Any = None) -> dict[str, float | None]:
-        """Return mean loss, top-1 and top-5 in percent, over the images of all ranks. None where there were none."""
-        values = self.values.clone() if ranks is None else ranks.sum(self.values.clone())
-        loss, top1, top5, count = values.tolist()
+    def means(self, ranks: Ranks) -> Means:
+        """Return the means over the images of all ranks. Waits for the device."""
+        loss, top1, top5, count = ranks.sum(self.values.clone()).tolist()
         if not count:
-            return {"loss": None, "top1": None, "top5": None}
-        return {"loss": loss / count, "top1": 100 * top1 / count, "top5": 100 * top5 / count}
+            return Means()
+        return Means(loss / count, 100 * top1 / count, 100 * top5 / count)
 
-    def state_dict(self, ranks: Any) -> dict[str, Tensor]:
+    def state_dict(self, ranks: Ranks) -> dict[str, Tensor]:
         """Return all ranks' sums on rank 0: values (ranks, 4), losses (ranks, steps)."""
-        return {"values": ranks.collect(self.values[None].cpu()), "losses": ranks.collect(self.step_losses()[None].cpu())}
+        values, losses = self.values[None].cpu(), self.step_losses()[None].cpu()
+        return {"values": ranks.collect(values), "losses": ranks.collect(losses)}
 
     def step_losses(self) -> Tensor:
         """Return each step's mean loss, or this rank's part of it, (steps,) float32."""
         return torch.stack(self.losses) if self.losses else torch.empty(0)
 
     @classmethod
-    def from_state(cls, state: dict[str, Tensor], device: torch.device, ranks: Any) -> "Sums":
+    def from_state(cls, state: dict[str, Tensor], device: torch.device, ranks: Ranks) -> "Sums":
         """Return this rank's sums; of a run with another number of ranks, all of them on rank 0."""
         values, losses = state["values"], state["losses"]
         if len(values) != ranks.world:
-            values, losses = (torch.zeros(ranks.world, part.shape[1], dtype=part.dtype) for part in (values, losses))
-            values[0], losses[0] = state["values"].sum(0), state["losses"].sum(0)
+            values, losses = _all_on_first(values, ranks.world), _all_on_first(losses, ranks.world)
+
         sums = cls(device, losses[ranks.rank])
         sums.values.copy_(values[ranks.rank])
         return sums
 
 
+def _all_on_first(rows: Tensor, world: int) -> Tensor:
+    """Return (world, n): the sum of the rows of another number of ranks, then zeros."""
+    result = torch.zeros(world, rows.shape[1], dtype=rows.dtype)
+    result[0] = rows.sum(0)
+    return result
+
+
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return (K, K) int64: row, the true class; column, the predicted one."""
-    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+    pairs = torch.bincount(labels * classes + predicted, minlength=classes * classes)
+    return pairs.view(classes, classes)
 
 
 def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return each class's average precision, (K,) float64 in [0, 1], NaN for a class without images.
+    """Return each class's average precision, (K,) float64 in [0, 1], NaN for a class without
+    images.
 
     scores: (N, K); labels: (N,). Images of one score enter at one threshold, as in scikit-learn's
     average_precision_score: sum over thresholds of (recall - recall before) x precision.
@@ -97,37 +143,52 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
 def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     order = scores.argsort(descending=True)
     scores, hits = scores[order], relevant[order].double().cumsum(0)
-    last = torch.ones_like(relevant)  # the last image of each threshold
-    last[:-1] = scores[1:] != scores[:-1]
-    found = hits[last]
-    precision = found / (last.nonzero()[:, 0] + 1)
+    last_of_threshold = torch.ones_like(relevant)
+    last_of_threshold[:-1] = scores[1:] != scores[:-1]
+
+    found = hits[last_of_threshold]
+    precision = found / (last_of_threshold.nonzero()[:, 0] + 1)
     gained = torch.diff(found, prepend=found.new_zeros(1)) / found[-1]
     return (gained * precision).sum()
 
 
 def per_class(scores: Tensor, labels: Tensor) -> dict[str, list[Any]]:
-    """Return columns with a value a class: images, top1, precision, recall, f1, average_precision, confused_with.
+    """Return columns with a value a class: images, top1, precision, recall, f1, average_precision,
+    confused_with.
 
-    scores: (N, K); labels: (N,). Percent, as scikit-learn defines them; None where a class has no image, or for precision
-    where none was called by its name. confused_with: the class that most of its images are wrongly called, or None.
+    scores: (N, K); labels: (N,). Percent, as scikit-learn defines them; None where a class has no
+    image, or for precision where no image was predicted as it. confused_with: the class that most
+    of its images are wrongly predicted as, or None.
     """
     matrix = confusion_matrix(scores.argmax(1), labels, scores.shape[1])
-    hits, images, called = matrix.diag().double(), matrix.sum(1), matrix.sum(0)
+    hits, images, predicted = matrix.diag().double(), matrix.sum(1), matrix.sum(0)
     errors = matrix - torch.diag(matrix.diag())
     columns = {
-        "top1": hits / images, "precision": hits / called, "recall": hits / images, "f1": 2 * hits / (images + called),
+        "top1": hits / images,
+        "precision": hits / predicted,
+        "recall": hits / images,
+        "f1": 2 * hits / (images + predicted),
         "average_precision": average_precisions(scores, labels),
-    }  # fmt: skip
-    empty = images == 0
+    }
+
     result: dict[str, list[Any]] = {"images": images.tolist()}
-    for name, values in columns.items():
-        result[name] = [None if v != v or none else 100 * v for v, none in zip(values.tolist(), empty.tolist(), strict=True)]
-    most = zip(errors.max(1).values.tolist(), errors.argmax(1).tolist(), strict=True)
-    return result | {"confused_with": [place if count else None for count, place in most]}
+    for name, shares in columns.items():
+        result[name] = _percent(shares, images)
+    most, confused = errors.max(1)
+    pairs = zip(most.tolist(), confused.tolist(), strict=True)
+    return result | {"confused_with": [label if count else None for count, label in pairs]}
+
+
+def _percent(shares: Tensor, images: Tensor) -> list[float | None]:
+    """Return shares in percent, None for NaN and for classes without images."""
+    known = zip(shares.tolist(), images.tolist(), strict=True)
+    return [100 * share if count and share == share else None for share, count in known]
 
 
 def confident_errors(scores: Tensor, labels: Tensor, most: int) -> Tensor:
-    """Return the positions, (<= most,), of the wrongly named images whose wrong class has the highest scores."""
+    """Return the rows, (<= most,), of the misclassified images whose wrong class has the highest
+    scores.
+    """
     best = scores.max(1)
     wrong = (best.indices != labels).nonzero()[:, 0]
     return wrong[best.values[wrong].argsort(descending=True, stable=True)[:most]]

@@ -1,6 +1,8 @@
-"""This process among those that train together: who it is, what they add up, what happens when one is lost.
+"""This process among those that train together: who it is, what they add up, what happens when one
+is lost.
 
-Only tensors cross ranks, never objects. `torchrun` tells who is there; one process alone is rank 0 of 1.
+Only tensors cross ranks, never objects. torchrun tells who is there; one process alone is rank 0 of
+1.
 """
 
 import contextlib
@@ -10,9 +12,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from base.errors import Failed
 
 SILENCE = timedelta(seconds=50)  # after which a rank that takes no part is lost
+POLL = 0.02  # seconds between two looks at another rank's mark
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,25 @@ class Ranks:
         return self.largest(torch.tensor(numbers)).tolist() if self.world > 1 else list(numbers)
 
     def collect(self, rows: Tensor) -> Tensor:
-        """Return the rows of all ranks, rank after rank, on rank 0; its own on every other. rows: (n, ...) on the host."""
+        """Return the rows of all ranks, rank after rank, on rank 0; its own on every other.
+
+        rows: (n, ...) on the host, with another n on each rank.
+        """
         if self.world == 1:
             return rows
+
         counts = torch.zeros(self.world, dtype=torch.int64)
         counts[self.rank] = len(rows)
         dist.all_reduce(counts)
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
         padded[: len(rows)] = rows
-        every = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
-        dist.gather(padded, every)
-        return rows if every is None else torch.cat([p[:n] for p, n in zip(every, counts.tolist(), strict=True)])
+
+        gathered = [torch.empty_like(padded) for _ in range(self.world)] if self.first else None
+        dist.gather(padded, gathered)
+        if gathered is None:
+            return rows
+        pairs = zip(gathered, counts.tolist(), strict=True)
+        return torch.cat([part[:count] for part, count in pairs])
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank the running statistics of rank 0."""
@@ -73,50 +84,64 @@ class Ranks:
 
     @contextlib.contextmanager
     def in_turn(self, what: str) -> Iterator[None]:
-        """Do something on rank 0, then on one rank of every other machine, then on the rest: they find its files there."""
+        """Do something on rank 0, then on one rank of each other machine, then on the rest, who
+        find its files.
+        """
         if self.world == 1:
             yield
             return
+
         store = dist.distributed_c10d._get_default_store()
-        if not self.first:
-            while not store.check([f"{what} {self.node if self.local else 'first'}"]):
-                time.sleep(0.02)  # not the store's own wait, which no signal reaches
+        awaited = f"{what} {self.node if self.local else 'first'}"
+        # Not the store's own wait, which no signal reaches.
+        while not self.first and not store.check([awaited]):
+            time.sleep(POLL)
         yield
-        for place in ["first", self.node] if self.first else [] if self.local else [self.node]:
-            store.set(f"{what} {place}", "done")
+        marks = ["first", self.node] if self.first else [] if self.local else [self.node]
+        for mark in marks:
+            store.set(f"{what} {mark}", "done")
 
 
 def join(device: torch.device) -> Ranks:
-    """Join the other ranks, if torchrun started this process; all but the first then print nothing but errors."""
+    """Join the other ranks, if torchrun started this process; all but the first then print nothing
+    but errors.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Ranks()
-    env = {name: int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")}
-    if env["WORLD_SIZE"] > 1 and not dist.is_initialized():
-        watch = threading.Timer(SILENCE.seconds, _give_up, [env["RANK"]])
+
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
+    rank, world, local, node = (int(os.environ.get(name, "0")) for name in names)
+    if world > 1 and not dist.is_initialized():
+        watch = threading.Timer(SILENCE.seconds, _give_up, [rank])
         watch.daemon = True
         watch.start()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store(), rank=env["RANK"], world_size=env["WORLD_SIZE"], timeout=SILENCE)
+        dist.init_process_group(
+            backend, store=_store(), rank=rank, world_size=world, timeout=SILENCE
+        )
         watch.cancel()
-    if env["RANK"]:
+    if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-    return Ranks(env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["GROUP_RANK"])
+    return Ranks(rank, world, local, node)
 
 
-def _store() -> Any:
+def _store() -> dist.Store:
     """Return where the ranks find each other.
 
-    After a restart on one machine torchrun hands out the same store, with the addresses of the ranks that are gone: gloo
-    then waited for them for ever. Several machines get a new one each time, and may count their restarts differently.
+    After a restart on one machine torchrun hands out the same store, with the addresses of the
+    ranks that are gone: gloo then waited for them for ever. Several machines get a new one each
+    time, and may count their restarts differently.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=SILENCE))
-    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else ''}", store)
+    one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else ""
+    return dist.PrefixStore(f"start {start}", store)
 
 
 def _give_up(rank: int) -> None:
     """End a process that waits inside of a library, where no exception reaches it."""
-    print(f"rank {rank}: the other ranks cannot be reached: start again, with --continue", file=sys.stderr, flush=True)
+    message = f"rank {rank}: the other ranks cannot be reached: start all of them again to resume"
+    print(message, file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -127,7 +152,7 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def together(ranks: Ranks, command: str) -> Iterator[None]:
+def together(ranks: Ranks, resume_command: str) -> Iterator[None]:
     """Turn a lost rank into one line: whoever is left stops, with what was saved. Raises Failed."""
     try:
         yield
@@ -136,15 +161,10 @@ def together(ranks: Ranks, command: str) -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0][:200]
         raise Failed(
-            f"rank {ranks.rank} of {ranks.world}: another rank has ended or cannot be reached ({reason}): if it says nothing "
-            f"itself it was killed or cut off; go on with {command}"
+            f"rank {ranks.rank} of {ranks.world}: another rank has ended or cannot be reached "
+            f"({reason}): if it "
+            f"says nothing itself it was killed or cut off; resume with: {resume_command}"
         ) from None
-
-
-def only_last(network: nn.Module, last: bool) -> Any:
-    """Return a context in which gradients of all parts but the last stay on their rank."""
-    parallel = isinstance(network, nn.parallel.DistributedDataParallel)
-    return contextlib.nullcontext() if last or not parallel else network.no_sync()  # type: ignore[operator]
 
 
 def _is_loss(error: RuntimeError) -> bool:
@@ -153,15 +173,24 @@ def _is_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistBackendError) or any(word in str(error) for word in words)
 
 
-def wrap(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """Return the network as the ranks train it: the mean of all ranks' gradients.
+def reduced_if(last: bool, network: nn.Module) -> AbstractContextManager[object]:
+    """Return a context in which gradients of all parts but the last stay on their rank."""
+    if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
 
-    Unused parameters are looked for although there are none: the buckets then stay as they are first made, and a run that
-    was stopped adds up in the same order as one that was not.
-    """
+
+def make_distributed(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """Return the network as the ranks train it: with the mean of all ranks' gradients."""
     if ranks.world == 1:
         return network
+
     devices = [device] if device.type == "cuda" else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.14: of an argument that older ones know by this name only
-        return nn.parallel.DistributedDataParallel(network, devices, broadcast_buffers=False, find_unused_parameters=True)
+        # torch 2.14 warns of an argument that older ones know by this name only.
+        warnings.simplefilter("ignore")
+        # Unused parameters are looked for although there are none: the buckets then stay as they
+        # are first made, and a run that was stopped adds up in the same order as one that was not.
+        return nn.parallel.DistributedDataParallel(
+            network, devices, broadcast_buffers=False, find_unused_parameters=True
+        )

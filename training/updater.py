@@ -1,8 +1,8 @@
 """The optimizer step that nothing bad gets through.
 
-A step whose loss or gradient is not finite leaves weights, momentum, averages and running statistics as they were: the
-check stays on the device, the fused kernels skip the update by it, and the host reads it some steps later, without
-waiting.
+A step whose loss or gradient is not finite leaves weights, momentum, averages and running
+statistics as they were. The check stays on the device: the fused kernels skip the update by it, and
+the host reads it some steps later, without waiting.
 """
 
 import copy
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from base.errors import Failed
 from training.ranks import Ranks
 from training.schedule import Schedule
-from utils import Arriving
+from utils import AsyncCopy
 
-MOST_BAD = 3  # bad steps in a row that end the run
-MOST_BAD_SCALED = 24  # with fp16: a scale of 2^16 that halves at each of them is far below 1 then
-LATEST = 8  # steps after which the host waits for a check that it has not seen yet
-SCALE, DOUBLED_AFTER = 2.0**16, 2000  # of the loss in fp16, at first; good steps after which it doubles: torch's GradScaler
+MAX_BAD = 3  # bad steps in a row that end the run
+# With fp16: a scale of 2^16 that halves at each of them is far below 1 then.
+MAX_BAD_SCALED = 24
+READ_LAG = 8  # steps after which the host waits for a check that it has not seen yet
+# torch's GradScaler: the first scale, and the good steps after which it doubles.
+FIRST_SCALE = 2.0**16
+DOUBLED_AFTER = 2000
 
 
 @dataclass
@@ -31,16 +34,19 @@ class _Check:
     """A step's flag on its way to the host."""
 
     step: int
-    LR: float
+    lr: float
     indices: np.ndarray
-    flags: Arriving  # (2,) float32: 1 for a bad step; the loss
+    flags: AsyncCopy  # (2,) float32: 1 for a bad step; the loss
 
 
-class Scale:
-    """What the loss is multiplied by in fp16, so that small gradients do not vanish. Stays on the device."""
+class LossScale:
+    """What the loss is multiplied by in fp16, so that small gradients do not vanish.
+
+    Stays on the device.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.value = torch.full((1,), SCALE, device=device)
+        self.value = torch.full((1,), FIRST_SCALE, device=device)
         self.good = torch.zeros(1, dtype=torch.int32, device=device)
 
     def update(self, bad: Tensor) -> None:
@@ -48,48 +54,72 @@ class Scale:
 
 
 class Updater:
-    """One network's updates: `begin` before the forward pass, `backward` of each part of the batch, `apply`.
+    """One network's updates: `begin` before the forward pass, `backward` of each part of the batch,
+    then `apply`.
 
-    clip: largest norm of all gradients together; average: decay of the averaged weights; scaled: fp16's loss scale.
+    clip: largest norm of all gradients together; average: decay of the averaged weights; scaled:
+    with fp16's loss scale.
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, ranks: Ranks, *,
-        clip: float | None = None, average: float | None = None, scaled: bool = False,
-    ) -> None:  # fmt: skip
-        self.network, self.optimizer, self.schedule, self.ranks = network, optimizer, schedule, ranks
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        ranks: Ranks,
+        *,
+        clip: float | None = None,
+        average: float | None = None,
+        scaled: bool = False,
+    ) -> None:
+        self.network, self.ranks = network, ranks
+        self.optimizer, self.schedule = optimizer, schedule
+        self.clip, self.decay = clip, average
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.buffers = [b for name, b in network.named_buffers() if not name.startswith("normalise.")]
+        # The normalisation's mean and deviation never change.
+        named = network.named_buffers()
+        self.buffers = [buffer for name, buffer in named if not name.startswith("normalise.")]
         self.before = [buffer.clone() for buffer in self.buffers]
-        self.clip, self.decay, self.updates = clip, average, 0
-        self.averaged = None if average is None else copy.deepcopy(network).requires_grad_(False).eval()
-        self.scale = Scale(self.parameters[0].device) if scaled else None
-        self.most_bad = MOST_BAD_SCALED if scaled else MOST_BAD
-        self.skipped, self.in_a_row = 0, 0
+
+        self.updates = 0  # of the averaged weights
+        self.averaged: nn.Module | None = None
+        if average is not None:
+            self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
+        self.scale = LossScale(self.parameters[0].device) if scaled else None
+        self.max_bad = MAX_BAD_SCALED if scaled else MAX_BAD
+
+        self.skipped = 0
+        self.in_a_row = 0
         self.waiting: deque[_Check] = deque()
-        self.LR = 0.0
+        self.lr = 0.0
         self.loss = float("nan")  # of the latest step that the host has seen
 
     @property
-    def tested(self) -> nn.Module:
+    def network_for_eval(self) -> nn.Module:
         """The network that is tested and kept: the averaged one, where there is one."""
         return self.network if self.averaged is None else self.averaged
 
     def begin(self, share: float) -> None:
         """Set the learning rate of this share of the run and remember the running statistics."""
-        self.LR, decay = self.schedule.at(share)
+        self.lr, decay = self.schedule.at(share)
         for group in self.optimizer.param_groups:
-            group["lr"], group["weight_decay"] = self.LR * group["factor"], decay * group["decays"]
+            group["lr"] = self.lr * group["factor"]
+            group["weight_decay"] = decay * group["decays"]
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """Add a part's gradients. loss: (), the part's share of the global batch's loss, times the ranks."""
+        """Add a part's gradients.
+
+        loss: (), the part's share of the global batch's loss, times the ranks.
+        """
         (loss if self.scale is None else loss * self.scale.value[0]).backward()
 
     def apply(self, loss: Tensor, step: int, indices: np.ndarray) -> Tensor:
-        """Update the weights. loss: () of this rank's images. Returns () bool on the device: the step counted.
+        """Update the weights. loss: () of this rank's images.
+
+        Returns () bool on the device: the step counted.
 
         Raises Failed after the third bad step in a row, with its number, learning rate and images.
         """
@@ -99,7 +129,9 @@ class Updater:
         bad = self._bad(loss, gradients)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused kernels then leave all as it is
+
+        # The fused kernels leave everything as it is where this is 1.
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
         self.optimizer.step()
         for buffer, before in zip(self.buffers, self.before, strict=True):
             torch.where(bad > 0, before, buffer, out=buffer)
@@ -110,16 +142,22 @@ class Updater:
         return bad == 0
 
     def _bad(self, loss: Tensor, gradients: list[Tensor]) -> Tensor:
-        """Return () float32 on the device: 1 where the loss or any gradient of any rank is not finite."""
+        """Return () float32 on the device: 1 where the loss or any gradient of any rank is not
+        finite.
+        """
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
         finite = torch.isfinite(loss.detach()) & torch.isfinite(largest).all()
         return self.ranks.largest((~finite).to(torch.float32))
 
     def _average(self, bad: Tensor) -> None:
-        """Move the averaged weights and statistics towards the new ones, faster in the first steps."""
+        """Move the averaged weights and statistics towards the new ones, faster at first."""
         if self.averaged is None or self.decay is None:
             return
-        share = (1 - min(self.decay, (1 + self.updates) / (10 + self.updates))) * (1 - bad)
+
+        # As in TensorFlow's ExponentialMovingAverage: a fresh average must not remember the initial
+        # weights.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        share = (1 - decay) * (1 - bad)
         self.updates += 1
         with torch.no_grad():
             for own, new in zip(_values(self.averaged), _values(self.network), strict=True):
@@ -129,8 +167,8 @@ class Updater:
                     own.copy_(new)
 
     def _send(self, flags: Tensor, step: int, indices: np.ndarray) -> None:
-        self.waiting.append(_Check(step, self.LR, indices, Arriving(flags)))
-        while self.waiting and (len(self.waiting) > LATEST or self.waiting[0].flags.arrived()):
+        self.waiting.append(_Check(step, self.lr, indices, AsyncCopy(flags)))
+        while self.waiting and (len(self.waiting) > READ_LAG or self.waiting[0].flags.arrived()):
             self._read(self.waiting.popleft())
 
     def settle(self) -> None:
@@ -143,18 +181,27 @@ class Updater:
         if not bad:
             self.in_a_row = 0
             return
+
         self.skipped += 1
         self.in_a_row += 1
-        if self.in_a_row == self.most_bad:
-            shown = ", ".join(str(index) for index in check.indices[:8]) + (", ..." if len(check.indices) > 8 else "")
+        if self.in_a_row == self.max_bad:
+            more = ", ..." if len(check.indices) > 8 else ""
+            images = ", ".join(str(index) for index in check.indices[:8]) + more
             raise Failed(
-                f"loss or gradients were not finite in {self.most_bad} steps in a row, the last of them step "
-                f"{check.step + 1}, learning rate {check.LR:g}, images {shown}: the weights are as before; try a lower --LR"
+                f"loss or gradients were not finite in {self.max_bad} steps in a row, the last of "
+                "them step "
+                f"{check.step + 1}, learning rate {check.lr:g}, images {images}; the weights are "
+                "as before",
+                limit="learning rate",
             )
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        state = {"optimizer": self.optimizer.state_dict()["state"], "skipped": self.skipped, "in_a_row": self.in_a_row}
+        state = {
+            "optimizer": self.optimizer.state_dict()["state"],
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+        }
         if self.averaged is not None:
             state |= {"averaged": self.averaged.state_dict(), "updates": self.updates}
         if self.scale is not None:
@@ -165,7 +212,9 @@ class Updater:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        if self.averaged is not None:  # a run that had no average begins one
+
+        # A run that had no average, or no scale, begins one.
+        if self.averaged is not None:
             self.averaged.load_state_dict(state.get("averaged", self.network.state_dict()))
             self.updates = state.get("updates", 0)
         if self.scale is not None and "scale" in state:
@@ -178,26 +227,35 @@ def _values(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def optimizer(
-    network: nn.Module, kind: str = "sgd", *, momentum: float = 0.9, nesterov: bool = False, backbone: float = 1.0,
+def make_optimizer(
+    network: nn.Module,
+    kind: str = "sgd",
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    backbone: float = 1.0,
     decay_all: bool = True,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """Return SGD or AdamW, fused. backbone: the learning rate of all but the last layer, as a factor; decay_all: biases and
-    batch norms decay too.
+) -> torch.optim.Optimizer:
+    """Return SGD or AdamW, fused.
 
-    SGD's momentum is made in advance: a first step that is skipped must not leave it unset.
+    backbone: the learning rate of all but the last layer, as a factor; decay_all: biases and batch
+    norms decay too.
     """
     training = [p for p in network.parameters() if p.requires_grad]
-    last = set([m for m in network.modules() if list(m.parameters(recurse=False))][-1].parameters(recurse=False))
+    layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
+    last = set(layers[-1].parameters(recurse=False))
+
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in training:
         factor = 1.0 if parameter in last else backbone
-        groups.setdefault((factor, 1.0 if decay_all or parameter.dim() > 1 else 0.0), []).append(parameter)
-    parts = [{"params": part, "factor": factor, "decays": decays} for (factor, decays), part in groups.items()]
+        decays = 1.0 if decay_all or parameter.dim() > 1 else 0.0
+        groups.setdefault((factor, decays), []).append(parameter)
+    parts = [{"params": group, "factor": f, "decays": d} for (f, d), group in groups.items()]
+
     if kind == "adamw":
         return torch.optim.AdamW(parts, lr=0.0, fused=True)
-    made = torch.optim.SGD(parts, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
-    if momentum:
-        for parameter in training:
-            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return made
+    optimizer = torch.optim.SGD(parts, lr=0.0, momentum=momentum, nesterov=nesterov, fused=True)
+    # Momentum is made in advance: a first step that is skipped must not leave it unset.
+    for parameter in training if momentum else ():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -19,7 +19,9 @@ def train(folder, resized):
         images = fn.decoders.image_random_crop(files, device="cpu", output_type=types.RGB)
         images = fn.resize(images, size=(224, 224))
     else:
-        images = fn.resize(fn.decoders.image(files, device="cpu", output_type=types.RGB), resize_shorter=256)
+        images = fn.resize(
+            fn.decoders.image(files, device="cpu", output_type=types.RGB), resize_shorter=256
+        )
     images = fn.crop_mirror_normalize(
         images, crop=(224, 224), mirror=fn.random.coin_flip(), dtype=types.UINT8, output_layout="CHW", mean=[0], std=[1],
         crop_pos_x=fn.random.uniform(range=(0, 1)), crop_pos_y=fn.random.uniform(range=(0, 1)),

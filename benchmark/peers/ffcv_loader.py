@@ -37,9 +37,19 @@ def main() -> None:
     folder, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with tempfile.TemporaryDirectory() as scratch:
         packed = str(Path(scratch, "train.beton"))
-        fields = {"image": RGBImageField(write_mode="jpg", max_resolution=341, jpeg_quality=90), "label": IntField()}
-        DatasetWriter(packed, fields, num_workers=workers).from_indexed_dataset(Files(Path(folder, "train")))
-        image = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip(), ToTensor(), ToTorchImage()]
+        fields = {
+            "image": RGBImageField(write_mode="jpg", max_resolution=341, jpeg_quality=90),
+            "label": IntField(),
+        }
+        DatasetWriter(packed, fields, num_workers=workers).from_indexed_dataset(
+            Files(Path(folder, "train"))
+        )
+        image = [
+            RandomResizedCropRGBImageDecoder((224, 224)),
+            RandomHorizontalFlip(),
+            ToTensor(),
+            ToTorchImage(),
+        ]
         loader = Loader(
             packed, batch_size=128, num_workers=workers, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
             pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},

@@ -29,7 +29,9 @@ def spoil(path: Path, pick: random.Random) -> None:
 
 def run(trials: int = 20, seed: int = 1) -> dict[str, Any]:
     pick = random.Random(seed)
-    counts = dict.fromkeys(("trials", "error_names_the_file", "skip_lists_each_once", "test_counts_each"), 0)
+    counts = dict.fromkeys(
+        ("trials", "error_names_the_file", "skip_lists_each_once", "test_counts_each"), 0
+    )
     with scratch() as base:
         for trial in range(trials):
             images, folder = make_images(base / f"images{trial}", 200), base / f"trial{trial}"
@@ -37,16 +39,29 @@ def run(trials: int = 20, seed: int = 1) -> dict[str, Any]:
             bad = [*pick.sample(train, 2), *pick.sample(test, 1)]
             for path in bad:
                 spoil(path, pick)
-            options = [*image_options(folder, images), "--nEpochs", "2", "--nThreads", str(trial % 3)]
+            options = [
+                *image_options(folder, images),
+                "--nEpochs",
+                "2",
+                "--nThreads",
+                str(trial % 3),
+            ]
             refused = Child([*options, "--expID", "strict"])
             status, text = refused.wait(), refused.text()
-            counts["error_names_the_file"] += status == 2 and any(str(path) in text for path in bad[:2])
+            counts["error_names_the_file"] += status == 2 and any(
+                str(path) in text for path in bad[:2]
+            )
             finish([*options, "--badImages", "skip"])
             with open(run_folder(folder) / "bad_images.csv", newline="") as file:
                 listed = [row["path"] for row in csv.DictReader(file)]
             counts["skip_lists_each_once"] += sorted(listed) == sorted(map(str, bad))
-            log = [json.loads(line) for line in (run_folder(folder) / "log.jsonl").read_text().splitlines()]
-            counts["test_counts_each"] += all((r["train_left_out"], r["test_left_out"]) == (2, 1) for r in log)
+            log = [
+                json.loads(line)
+                for line in (run_folder(folder) / "log.jsonl").read_text().splitlines()
+            ]
+            counts["test_counts_each"] += all(
+                (r["train_left_out"], r["test_left_out"]) == (2, 1) for r in log
+            )
             counts["trials"] += 1
     return counts
 

@@ -6,6 +6,7 @@ import io
 import random
 from typing import Any
 
+from base import archive
 from rig import checkpoint, feed, finish, options, run_folder, scratch, script
 
 SHARES = {"flip": 1000, "truncate": 500, "zero": 200}
@@ -32,18 +33,24 @@ def digest(value: Any) -> str:
 def run(trials: int = 1700, seed: int = 1) -> dict[str, Any]:
     pick = random.Random(seed)
     counts = {"refused_by_name": 0, "read_unchanged": 0, "silently_changed": 0, "fell_back": 0}
-    kinds = [kind for kind, share in SHARES.items() for _ in range(max(1, trials * share // sum(SHARES.values())))]
+    kinds = [
+        kind
+        for kind, share in SHARES.items()
+        for _ in range(max(1, trials * share // sum(SHARES.values())))
+    ]
     with scratch() as base:
         finish(options(base))
         folder = run_folder(base) / "checkpoints"
         last, before = checkpoint.steps(folder)[-1], checkpoint.steps(folder)[-2]
-        whole, content = last.read_bytes(), digest(checkpoint.read(last))
+        whole, content = last.read_bytes(), digest(archive.read(last))
         for kind in kinds:
             last.write_bytes(damaged(whole, kind, pick))
             said = io.StringIO()
             with contextlib.redirect_stderr(said):
                 found = checkpoint.newest(folder)
-            if found is not None and found[0] == last:  # a bit that no content depends on, in the zip's padding
+            if (
+                found is not None and found[0] == last
+            ):  # a bit that no content depends on, in the zip's padding
                 counts["read_unchanged" if digest(found[1]) == content else "silently_changed"] += 1
                 continue
             counts["refused_by_name"] += str(last) in said.getvalue()

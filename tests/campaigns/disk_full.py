@@ -73,12 +73,17 @@ def check(folder: Path, child: Child, step: int) -> dict[str, bool]:
     }
 
 
-def one(folder: Path, spoil: Callable[[], None], before: Callable[[], None] | None) -> dict[str, bool]:
+def one(
+    folder: Path, spoil: Callable[[], None], before: Callable[[], None] | None
+) -> dict[str, bool]:
     """Train an epoch, spoil the disk, train on until the saves fail."""
     finish(options(folder, "--nEpochs", "1", "--snapshot", "0"))
     step = checkpoint.newest(run_folder(folder) / "checkpoints")[1]["progress"]["step"]  # type: ignore[index]
     spoil()
-    child = Child(options(folder, "--continue", "--saveEvery", "1", "--nEpochs", "40", "--snapshot", "0"), before)
+    child = Child(
+        options(folder, "--continue", "--saveEvery", "1", "--nEpochs", "40", "--snapshot", "0"),
+        before,
+    )
     child.wait()
     return check(folder, child, step)
 
@@ -99,7 +104,11 @@ def run(trials: int = 30, seed: int = 1, root: bool | None = None) -> dict[str, 
                 with small_disk(base / "disk") as disk:
                     result = one(disk, lambda: None, remount)
             else:
-                spoiled = limit_files(pick.randrange(4_000, 20_000)) if kind == "size limit" else fail_fsync(pick.randrange(8))
+                spoiled = (
+                    limit_files(pick.randrange(4_000, 20_000))
+                    if kind == "size limit"
+                    else fail_fsync(pick.randrange(8))
+                )
                 result = one(base, lambda: None, spoiled)
         if not all(result.values()):
             print(kind, result)

@@ -26,7 +26,20 @@ def cable() -> None:
     first, second = HOSTS
     for host in HOSTS:
         ip("netns", "add", host)
-    ip("link", "add", "mgt-0", "netns", first, "type", "veth", "peer", "name", "mgt-1", "netns", second)
+    ip(
+        "link",
+        "add",
+        "mgt-0",
+        "netns",
+        first,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "mgt-1",
+        "netns",
+        second,
+    )
     for number, (host, address) in enumerate(HOSTS.items()):
         ip("-n", host, "addr", "add", f"{address}/24", "dev", f"mgt-{number}")
         ip("-n", host, "link", "set", f"mgt-{number}", "up")
@@ -36,14 +49,37 @@ def cable() -> None:
 def host(number: int, port: int, arguments: list[str]) -> subprocess.Popen[str]:
     """Start torchrun on one host."""
     name = list(HOSTS)[number]
-    command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
-    command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS['mgt-a']}:{port}"]
+    command = [
+        "ip",
+        "netns",
+        "exec",
+        name,
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+    ]
+    command += [
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"{HOSTS['mgt-a']}:{port}",
+    ]
     command += ["--rdzv-id", str(port), "--local-addr", HOSTS[name]]
     command += ["--rdzv-conf", f"is_host={1 - number}", str(RANK), *arguments]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"mgt-{number}", "STEP_SECONDS": "0.2"}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": f"mgt-{number}",
+        "STEP_SECONDS": "0.2",
+    }
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(RANK.parent)])}
     output = tempfile.TemporaryFile("w+")  # noqa: SIM115
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=output, stderr=output, text=True, start_new_session=True
+    )
     process.output = output  # type: ignore[attr-defined]
     return process
 
@@ -73,12 +109,21 @@ def run(trials: int = 1, seed: int = 1) -> dict[str, Any]:
                 cut = time.monotonic()
                 both[0].wait(120)
                 seconds = time.monotonic() - cut
-                counts["slowest_end_seconds"] = round(max(counts["slowest_end_seconds"], seconds), 1)
-                counts["readable_error"] += "another rank has ended or cannot be reached" in text(both[0]) and seconds < 60
-                os.killpg(both[1].pid, signal.SIGKILL)  # it still looks for the other: a scheduler would end it
+                counts["slowest_end_seconds"] = round(
+                    max(counts["slowest_end_seconds"], seconds), 1
+                )
+                counts["readable_error"] += (
+                    "another rank has ended or cannot be reached" in text(both[0]) and seconds < 60
+                )
+                os.killpg(
+                    both[1].pid, signal.SIGKILL
+                )  # it still looks for the other: a scheduler would end it
                 both[1].wait()
                 ip("-n", "mgt-b", "link", "set", "mgt-1", "up")
-                both = [host(number, 29701 + 2 * trial, options(folder, "--continue")) for number in (0, 1)]
+                both = [
+                    host(number, 29701 + 2 * trial, options(folder, "--continue"))
+                    for number in (0, 1)
+                ]
                 counts["went_on"] += [process.wait(180) for process in both] == [0, 0]
                 counts["equal"] += fingerprint(folder) == expected
     finally:

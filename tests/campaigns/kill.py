@@ -34,7 +34,11 @@ def kill_after(child: Child, seconds: float) -> bool:
 
 def newest_step(folder: Path) -> int:
     """Return the step of the newest checkpoint that verifies, 0 where there is none."""
-    found = checkpoint.newest(run_folder(folder) / "checkpoints") if list(folder.glob("*/tiny")) else None
+    found = (
+        checkpoint.newest(run_folder(folder) / "checkpoints")
+        if list(folder.glob("*/tiny"))
+        else None
+    )
     return 0 if found is None else found[1]["progress"]["step"]
 
 

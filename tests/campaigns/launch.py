@@ -16,13 +16,37 @@ RANK = Path(__file__).with_name("tiny_rank.py")
 class Launch:
     """One torchrun on this machine. `ranks` are its ranks' processes while they live."""
 
-    def __init__(self, ranks: int, arguments: list[str], *, restarts: int = 0, script: Path = RANK) -> None:
+    def __init__(
+        self, ranks: int, arguments: list[str], *, restarts: int = 0, script: Path = RANK
+    ) -> None:
         self.output = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        launch += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", str(script), *arguments]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(RANK.parent)])}
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+        ]
+        launch += [
+            "--max-restarts",
+            str(restarts),
+            "--monitor-interval",
+            "0.1",
+            str(script),
+            *arguments,
+        ]
+        env = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(RANK.parent)]),
+        }
         self.process = subprocess.Popen(
-            launch, cwd=ROOT, env=env, stdout=self.output, stderr=self.output, start_new_session=True
+            launch,
+            cwd=ROOT,
+            env=env,
+            stdout=self.output,
+            stderr=self.output,
+            start_new_session=True,
         )
 
     @property
@@ -36,7 +60,11 @@ class Launch:
             except (OSError, ValueError):
                 continue
             if parent == self.process.pid:
-                found |= {int(value[5:]): int(path.parent.name) for value in values if value.startswith(b"RANK=")}
+                found |= {
+                    int(value[5:]): int(path.parent.name)
+                    for value in values
+                    if value.startswith(b"RANK=")
+                }
         return [found[rank] for rank in sorted(found)]
 
     def wait(self, limit: float = 180) -> int:

@@ -18,7 +18,9 @@ SECONDS = 60.0  # to the end of all ranks
 
 def run(trials: int = 30, seed: int = 1) -> dict[str, Any]:
     pick = random.Random(seed)
-    counts: dict[str, Any] = dict.fromkeys(("trials", "ended_in_time", "readable", "equal", "orphans"), 0)
+    counts: dict[str, Any] = dict.fromkeys(
+        ("trials", "ended_in_time", "readable", "equal", "orphans"), 0
+    )
     counts["slowest_end_seconds"] = 0.0
     os.environ["STEP_SECONDS"] = "0.03"
     with scratch() as base:
@@ -39,10 +41,15 @@ def run(trials: int = 30, seed: int = 1) -> dict[str, Any]:
             counts["ended_in_time"] += status == 1 and seconds < SECONDS
             counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in ranks)
             text = launch.text()
-            readable = "another rank has ended or cannot be reached" in text or "stopped by SIGTERM" in text
+            readable = (
+                "another rank has ended or cannot be reached" in text
+                or "stopped by SIGTERM" in text
+            )
             counts["readable"] += readable
             if status != 1 or not readable:
-                print(f"trial {trial}: status {status}, {seconds:.1f} s: {text[-3000:]}", flush=True)
+                print(
+                    f"trial {trial}: status {status}, {seconds:.1f} s: {text[-3000:]}", flush=True
+                )
             assert Launch(2, options(folder, "--continue")).wait() == 0
             counts["equal"] += fingerprint(folder) == expected
     return counts

@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from rig import checkpoint, finish, options, run_folder, scratch, script, write_set
 
+from base import archive
 from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
-from datasets.folder import folder
+from datasets.folder import open_folder
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
@@ -58,7 +59,7 @@ def image_bytes(kind: str) -> bytes:
 
 def read_image(place: Path) -> str:
     """Read the folder's one training batch as a run does; return why an image is bad."""
-    images = folder(str(place), "train")
+    images = open_folder(str(place), "train")
     assert images.labels.tolist() == [0, 1]
     reader = Reader(images, Pipeline([], 20, 16), Plan(2, 2), finishes=True)
     batch, kept, bad = reader[Task(0, 0)]
@@ -79,17 +80,21 @@ def kinds(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
         found[kind] = path, path.read_bytes(), lambda place=place: read_image(place)  # type: ignore[misc]
     path = base / "t10k-images-idx3-ubyte"
     pixels = np.arange(40 * 64, dtype=np.uint8)
-    path.write_bytes(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (40, 8, 8)) + pixels.tobytes())
+    path.write_bytes(
+        bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (40, 8, 8)) + pixels.tobytes()
+    )
     found["idx"] = path, path.read_bytes(), lambda path=path: none(arrays.read_idx(path, 3))  # type: ignore[misc]
     path = base / "data_batch_1"
-    path.write_bytes(pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, 2))
+    path.write_bytes(
+        pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, 2)
+    )
     found["cifar"] = path, path.read_bytes(), lambda path=path: none(cifar.load_pickle(path))  # type: ignore[misc]
     path = base / "set.h5"
     write_set(path)
     found["hdf5"] = path, path.read_bytes(), lambda path=path: stored(path)  # type: ignore[misc]
     finish(options(base / "run", "--nEpochs", "1"))
     path = checkpoint.steps(run_folder(base / "run") / "checkpoints")[-1]
-    found["checkpoint"] = path, path.read_bytes(), lambda path=path: none(checkpoint.read(path))  # type: ignore[misc]
+    found["checkpoint"] = path, path.read_bytes(), lambda path=path: none(archive.read(path))  # type: ignore[misc]
     return found
 
 
@@ -98,13 +103,15 @@ def none(_: object) -> str:
 
 
 def stored(path: Path) -> str:
-    images = dbcollection.opened("set", str(path), None, "train", "ram")
+    images = dbcollection.open_part("set", str(path), None, "train", "ram")
     assert len(images) <= 6
     assert ((images.labels >= 0) & (images.labels < len(images.classes))).all()
     return ""
 
 
-def child(path: Path, whole: bytes, read: Callable[[], str], seeds: range, name: str) -> list[dict[str, Any]]:
+def child(
+    path: Path, whole: bytes, read: Callable[[], str], seeds: range, name: str
+) -> list[dict[str, Any]]:
     """Try some changes in a process of its own; return what became of each."""
     report, write = os.pipe()
     pid = os.fork()
@@ -119,7 +126,7 @@ def child(path: Path, whole: bytes, read: Callable[[], str], seeds: range, name:
                 try:
                     text = read()
                     what = "refused" if text else "read"
-                except (Refused, checkpoint.Damaged) as error:
+                except (Refused, archive.Damaged) as error:
                     what, text = "refused", str(error)
                 except MemoryError:
                     what = "memory"
@@ -127,7 +134,18 @@ def child(path: Path, whole: bytes, read: Callable[[], str], seeds: range, name:
                     what, text = "crashed", repr(error)
                 named = what != "refused" or str(path) in text or path.name in text
                 slow = time.process_time() - before > SECONDS
-                out.write(json.dumps({"seed": seed, "what": what, "named": named, "slow": slow, "text": text[:200]}) + "\n")
+                out.write(
+                    json.dumps(
+                        {
+                            "seed": seed,
+                            "what": what,
+                            "named": named,
+                            "slow": slow,
+                            "text": text[:200],
+                        }
+                    )
+                    + "\n"
+                )
                 out.flush()
         os._exit(0)
     os.close(write)
@@ -135,7 +153,15 @@ def child(path: Path, whole: bytes, read: Callable[[], str], seeds: range, name:
         results = [json.loads(line) for line in lines]
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status:
-        results.append({"seed": seeds[len(results)], "what": "signal", "named": False, "slow": False, "text": str(status)})
+        results.append(
+            {
+                "seed": seeds[len(results)],
+                "what": "signal",
+                "named": False,
+                "slow": False,
+                "text": str(status),
+            }
+        )
     return results
 
 
@@ -145,7 +171,9 @@ def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
     examples: list[str] = []
     with scratch() as base:
         for kind, (path, whole, read) in kinds(base).items():
-            own = dict.fromkeys(("trials", "read", "refused", "unnamed", "slow", "crashed", "memory", "signal"), 0)
+            own = dict.fromkeys(
+                ("trials", "read", "refused", "unnamed", "slow", "crashed", "memory", "signal"), 0
+            )
             number = max(2, trials * SHARES[kind] // sum(SHARES.values()))
             for start in range(0, number, AT_ONCE):
                 seeds = range(seed * 10**6 + start, seed * 10**6 + min(start + AT_ONCE, number))
@@ -154,13 +182,21 @@ def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
                     own[result["what"]] += 1
                     own["unnamed"] += not result["named"]
                     own["slow"] += result["slow"]
-                    if result["what"] in ("crashed", "memory", "signal") or not result["named"] or result["slow"]:
+                    if (
+                        result["what"] in ("crashed", "memory", "signal")
+                        or not result["named"]
+                        or result["slow"]
+                    ):
                         examples.append(f"{kind} {result}")
             path.write_bytes(whole)
             counts[kind] = own
     for example in examples[:20]:
         print(example)
-    failures = sum(own[what] for own in counts.values() for what in ("unnamed", "slow", "crashed", "memory", "signal"))
+    failures = sum(
+        own[what]
+        for own in counts.values()
+        for what in ("unnamed", "slow", "crashed", "memory", "signal")
+    )
     return {"trials": sum(own["trials"] for own in counts.values()), "failures": failures} | counts
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import model
 from training import metrics, ranks, schedule
-from training.updater import Updater, optimizer
+from training.updater import Updater, make_optimizer
 
 PLACES = ("activation", "loss", "gradient")
 VALUES = (float("nan"), float("inf"), float("-inf"))
@@ -19,10 +19,14 @@ def copy(network: nn.Module, updater: Updater) -> list[torch.Tensor]:
     """Return copies of all that a step changes."""
     momentum = [value for state in updater.optimizer.state.values() for value in state.values()]
     more = [] if updater.averaged is None else list(updater.averaged.state_dict().values())
-    return [tensor.detach().clone() for tensor in [*network.state_dict().values(), *momentum, *more]]
+    return [
+        tensor.detach().clone() for tensor in [*network.state_dict().values(), *momentum, *more]
+    ]
 
 
-def step(network: nn.Module, updater: Updater, number: int, place: str | None, value: float) -> torch.Tensor:
+def step(
+    network: nn.Module, updater: Updater, number: int, place: str | None, value: float
+) -> torch.Tensor:
     """Do one training step with `value` put into one place of it; return whether it counted."""
     generator = torch.Generator().manual_seed(number)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=generator)
@@ -30,10 +34,16 @@ def step(network: nn.Module, updater: Updater, number: int, place: str | None, v
     hooks = []
     if place == "activation":
         layer = network.get_submodule("body.0")
-        hooks.append(layer.register_forward_hook(lambda _, __, output: output.index_fill(0, torch.tensor([3]), value)))
+        hooks.append(
+            layer.register_forward_hook(
+                lambda _, __, output: output.index_fill(0, torch.tensor([3]), value)
+            )
+        )
     if place == "gradient":
         weight = next(network.parameters())
-        hooks.append(weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value)))
+        hooks.append(
+            weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
+        )
     updater.begin(number)
     loss = metrics.Criterion()(network(images, heads=True), labels) / 8
     if place == "loss":
@@ -50,8 +60,8 @@ def run(trials: int = 180, seed: int = 1) -> dict[str, Any]:
     unchanged = skipped = moved = 0
     network = model.create("tiny", 4, 16)
     network.train()
-    planned = schedule.schedule(LR=0.05, weight_decay=5e-4, first=0)
-    updater = Updater(network, optimizer(network), planned, ranks.Ranks(), average=0.9)
+    planned = schedule.make_schedule(lr=0.05, weight_decay=5e-4, first=0)
+    updater = Updater(network, make_optimizer(network), planned, ranks.Ranks(), average=0.9)
     for trial in range(trials):
         poisoned = trial == 0 or trial % 2 == 1 or pick.random() < 0.3
         place = PLACES[trial % len(PLACES)] if poisoned and updater.in_a_row < 2 else None
@@ -61,7 +71,13 @@ def run(trials: int = 180, seed: int = 1) -> dict[str, Any]:
         skipped += place is not None
         unchanged += place is not None and same and not counted
         moved += place is None and not same and counted
-    return {"trials": trials, "bad_steps": skipped, "unchanged_bitwise": unchanged, "good_steps": moved, **third_in_a_row()}
+    return {
+        "trials": trials,
+        "bad_steps": skipped,
+        "unchanged_bitwise": unchanged,
+        "good_steps": moved,
+        **third_in_a_row(),
+    }
 
 
 def third_in_a_row() -> dict[str, Any]:

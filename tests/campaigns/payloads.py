@@ -21,12 +21,13 @@ from typing import Any
 import h5py
 import torch
 from PIL import Image
-from rig import checkpoint, scratch, script, write_set
+from rig import scratch, script, write_set
 
 import model
+from base import archive
 from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
-from datasets.folder import folder
+from datasets.folder import open_folder
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
@@ -67,8 +68,14 @@ def pickles(base: Path, canary: Path) -> Iterator[Payload]:
             path = base / f"{name}{number}.pt"
             write(call, path)
             for forced in ("0", "1"):
-                yield f"{path.name} as weights, forced {forced}", lambda p=path, f=forced: unsafe(f, model.load, p)
-                yield f"{path.name} as checkpoint, forced {forced}", lambda p=path, f=forced: unsafe(f, checkpoint.read, p)
+                yield (
+                    f"{path.name} as weights, forced {forced}",
+                    lambda p=path, f=forced: unsafe(f, model.load, p),
+                )
+                yield (
+                    f"{path.name} as checkpoint, forced {forced}",
+                    lambda p=path, f=forced: unsafe(f, archive.read, p),
+                )
         path = base / f"data_batch_{number}"
         path.write_bytes(pickle.dumps({"data": call, "labels": [0]}, 2))
         yield f"{path.name} of CIFAR", lambda p=path: cifar.load_pickle(p)
@@ -88,7 +95,10 @@ def zips(base: Path) -> Iterator[Payload]:
     names = list(entries)
     changes: dict[str, list[tuple[str, bytes, int]]] = {
         "packed": [(n, entries[n], zipfile.ZIP_DEFLATED) for n in names],
-        "bomb": [*((n, entries[n], 0) for n in names), ("good/data/1", bytes(300 << 20), zipfile.ZIP_DEFLATED)],
+        "bomb": [
+            *((n, entries[n], 0) for n in names),
+            ("good/data/1", bytes(300 << 20), zipfile.ZIP_DEFLATED),
+        ],
         "traversal": [*((n, entries[n], 0) for n in names), ("../../canary", b"x", 0)],
         "absolute": [*((n, entries[n], 0) for n in names), ("/tmp/canary", b"x", 0)],
         "short": [(n, entries[n][:4] if n.endswith("data/0") else entries[n], 0) for n in names],
@@ -99,18 +109,26 @@ def zips(base: Path) -> Iterator[Payload]:
         with zipfile.ZipFile(path, "w") as archive:
             for entry, content, kind in parts:
                 archive.writestr(entry, content, kind)
-        yield f"zip: {name}", lambda p=path: checkpoint.read(p)
+        yield f"zip: {name}", lambda p=path: archive.read(p)
 
 
 def tars(base: Path, canary: Path) -> Iterator[Payload]:
-    kinds = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "fifo": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE}
+    kinds = {
+        "link": tarfile.SYMTYPE,
+        "hard": tarfile.LNKTYPE,
+        "fifo": tarfile.FIFOTYPE,
+        "device": tarfile.CHRTYPE,
+    }
     for name, kind in kinds.items():
         path = base / f"{name}.tar"
         with tarfile.open(path, "w") as tar:
             info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
             info.type, info.linkname = kind, str(canary)
             tar.addfile(info)
-        yield f"tar: {name}", lambda p=path, n=name: cifar.unpack(p, base / f"out-{n}", ("data_batch_1",))
+        yield (
+            f"tar: {name}",
+            lambda p=path, n=name: cifar.unpack(p, base / f"out-{n}", ("data_batch_1",)),
+        )
 
 
 def hdf5s(base: Path, canary: Path) -> Iterator[Payload]:
@@ -129,31 +147,47 @@ def hdf5s(base: Path, canary: Path) -> Iterator[Payload]:
                 elif kind == "external":
                     group[place] = h5py.ExternalLink(str(whole), f"train/{place}")
                 elif kind == "storage":
-                    group.create_dataset(place, shape, dtype, external=[(str(canary), 0, h5py.h5f.UNLIMITED)])
+                    group.create_dataset(
+                        place, shape, dtype, external=[(str(canary), 0, h5py.h5f.UNLIMITED)]
+                    )
                 elif kind == "virtual":
                     layout = h5py.VirtualLayout(shape, dtype)
                     layout[...] = h5py.VirtualSource(str(whole), f"train/{place}", shape)
                     group.create_virtual_dataset(place, layout)
                 elif kind == "huge":
-                    group.create_dataset(place, (1 << 20, 1 << 10, 1 << 10), "u1", chunks=(1, 1 << 10, 1 << 10))
+                    group.create_dataset(
+                        place, (1 << 20, 1 << 10, 1 << 10), "u1", chunks=(1, 1 << 10, 1 << 10)
+                    )
                 else:
                     group.create_dataset(place, data=["a", "b"])
-            yield f"HDF5: {kind} {place}", lambda p=path: dbcollection.opened("set", str(p), None, "train", "ram")
+            yield (
+                f"HDF5: {kind} {place}",
+                lambda p=path: dbcollection.open_part("set", str(p), None, "train", "ram"),
+            )
 
 
 def images(base: Path, canary: Path) -> Iterator[Payload]:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     def png(width: int, height: int) -> bytes:
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         packed = zlib.compress(bytes(50 << 20))
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+        return (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", header)
+            + chunk(b"IDAT", packed)
+            + chunk(b"IEND", b"")
+        )
 
     jpeg = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xd9"
     contents = {"png 20000": png(20_000, 20_000), "png 2^31": png(2**31 - 1, 2**31 - 1), "jpeg 65535": jpeg, "svg": b"<svg/>",
                 "gif": b"GIF89a", "python": b"import os"}  # fmt: skip
-    makes: dict[str, Callable[[Path], Any]] = {name: lambda p, c=data: p.write_bytes(c) for name, data in contents.items()}
+    makes: dict[str, Callable[[Path], Any]] = {
+        name: lambda p, c=data: p.write_bytes(c) for name, data in contents.items()
+    }
     makes |= {
         "pipe": os.mkfifo, "folder": os.mkdir, "link to a device": lambda p: os.symlink("/dev/zero", p),
         "link outside": lambda p: os.symlink(canary, p), "link to itself": lambda p: os.symlink(p, p), "socket": _socket,
@@ -193,8 +227,10 @@ def _sparse(path: Path) -> None:
 
 def _read_folder(root: Path) -> Any:
     """Read all images as a run does. Raises Refused for the first bad one."""
-    found = folder(str(root), "train")
-    _, kept, bad = Reader(found, Pipeline([], 16, 16), Plan(len(found), len(found)), finishes=True)[Task(0, 0)]
+    found = open_folder(str(root), "train")
+    _, kept, bad = Reader(found, Pipeline([], 16, 16), Plan(len(found), len(found)), finishes=True)[
+        Task(0, 0)
+    ]
     if bad:
         raise Refused(str(bad[0]))
     if len(kept) == 2:  # what is no image by its name and kind is not listed at all
@@ -203,10 +239,16 @@ def _read_folder(root: Path) -> Any:
 
 
 def others(base: Path) -> Iterator[Payload]:
-    sizes = {"overflow": (2**32 - 1, 2**32 - 1, 2**32 - 1), "more than there is": (10**6, 28, 28), "negative": (2**31, 1, 1)}
+    sizes = {
+        "overflow": (2**32 - 1, 2**32 - 1, 2**32 - 1),
+        "more than there is": (10**6, 28, 28),
+        "negative": (2**31, 1, 1),
+    }
     for name, shape in sizes.items():
         path = base / f"idx {name}"
-        path.write_bytes(bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in shape) + bytes(100))
+        path.write_bytes(
+            bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in shape) + bytes(100)
+        )
         yield f"idx: {name}", lambda p=path: arrays.read_idx(p, 3)
     path = base / "bomb.gz"
     with gzip.open(path, "wb") as file:
@@ -215,15 +257,31 @@ def others(base: Path) -> Iterator[Payload]:
     yield "idx: bomb", lambda: arrays.read_idx(path, 3)
     number = json.dumps({"dataset": {"set": {"tasks": {"classification": 7}}}})
     nul = '{"dataset": {"set": {"tasks": {"classification": "a\\u0000b"}}}}'
-    texts = {"deep": "[" * 200_000, "numbers": '{"dataset": 1}', "path": number, "nul": nul, "bytes": "\udcff"}
+    texts = {
+        "deep": "[" * 200_000,
+        "numbers": '{"dataset": 1}',
+        "path": number,
+        "nul": nul,
+        "bytes": "\udcff",
+    }
     for name, text in texts.items():
         cache = base / f"{name}.json"
         cache.write_bytes(text.encode("utf-8", "surrogateescape"))
-        yield f"JSON: {name}", lambda c=cache: dbcollection.opened("set", str(c), None, "train", "ram")
+        yield (
+            f"JSON: {name}",
+            lambda c=cache: dbcollection.open_part("set", str(c), None, "train", "ram"),
+        )
 
 
 def payloads(base: Path, canary: Path) -> list[Payload]:
-    makers = (pickles(base, canary), zips(base), tars(base, canary), hdf5s(base, canary), images(base, canary), others(base))
+    makers = (
+        pickles(base, canary),
+        zips(base),
+        tars(base, canary),
+        hdf5s(base, canary),
+        images(base, canary),
+        others(base),
+    )
     return [payload for maker in makers for payload in maker]
 
 
@@ -239,7 +297,7 @@ def attempt(read: Callable[[], Any]) -> tuple[str, float]:
         try:
             found = read()
             what = "READ: " + repr(found)[:100]
-        except (Refused, checkpoint.Damaged) as error:
+        except (Refused, archive.Damaged) as error:
             what = "foreign words" if SECRET.decode() in str(error) else "refused"
         except BaseException as error:
             what = "CRASHED: " + repr(error)[:200]
@@ -261,7 +319,10 @@ def run(trials: int = 100, seed: int = 1) -> dict[str, Any]:
         before = canary.stat().st_mtime_ns
         every = payloads(base, canary)
         results = {name: attempt(read) for name, read in every}
-        touched = [*base.glob("canary.*"), *([] if canary.stat().st_mtime_ns == before else [canary])]
+        touched = [
+            *base.glob("canary.*"),
+            *([] if canary.stat().st_mtime_ns == before else [canary]),
+        ]
     bad = {name: result for name, result in results.items() if result[0] != "refused"}
     for name, result in bad.items():
         print(name, result)

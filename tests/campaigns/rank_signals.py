@@ -13,7 +13,14 @@ MOST_SECONDS = 5
 
 def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
     pick = random.Random(seed)
-    counts = {"trials": trials, "stopped": 0, "saved_in_time": 0, "equal": 0, "orphans": 0, "slowest_seconds": 0.0}
+    counts = {
+        "trials": trials,
+        "stopped": 0,
+        "saved_in_time": 0,
+        "equal": 0,
+        "orphans": 0,
+        "slowest_seconds": 0.0,
+    }
     os.environ["STEP_SECONDS"] = "0.1"
     with scratch() as base:
         images = make_images(base / "images")
@@ -29,7 +36,10 @@ def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
             asked = time.monotonic()
             if launch.process.poll() is None:
                 launch.process.terminate()  # torchrun hands it on to its ranks
-            while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < asked + 30:
+            while (
+                any(os.path.exists(f"/proc/{pid}") for pid in ranks)
+                and time.monotonic() < asked + 30
+            ):
                 time.sleep(0.01)
             seconds = time.monotonic() - asked
             launch.wait()

@@ -26,9 +26,14 @@ def run(trials: int = 30, seed: int = 1) -> dict[str, Any]:
             if ranks:
                 os.kill(pick.choice(ranks), signal.SIGKILL)
                 killed = time.monotonic()
-                while any(os.path.exists(f"/proc/{pid}") for pid in ranks) and time.monotonic() < killed + 90:
+                while (
+                    any(os.path.exists(f"/proc/{pid}") for pid in ranks)
+                    and time.monotonic() < killed + 90
+                ):
                     time.sleep(0.02)
-                counts["slowest_end_seconds"] = round(max(counts["slowest_end_seconds"], time.monotonic() - killed), 1)
+                counts["slowest_end_seconds"] = round(
+                    max(counts["slowest_end_seconds"], time.monotonic() - killed), 1
+                )
             counts["ended_well"] += launch.wait() == 0
             counts["equal"] += fingerprint(folder) == expected
     return counts

@@ -35,8 +35,26 @@ from run import checkpoint
 from run.run import Run
 
 RESULTS = ROOT / "benchmark" / "results" / "reliability.json"
-CLOCKS = {"seconds", "data_seconds", "compute_seconds", "test_seconds", "images_per_second", "peak_memory_bytes"}
-OPTIONS = ["--netType", "tiny", "--imageSize", "18", "--cropSize", "16", "--batchSize", "16", "--GPU", "-1"]
+CLOCKS = {
+    "seconds",
+    "data_seconds",
+    "compute_seconds",
+    "test_seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+}
+OPTIONS = [
+    "--netType",
+    "tiny",
+    "--imageSize",
+    "18",
+    "--cropSize",
+    "16",
+    "--batchSize",
+    "16",
+    "--GPU",
+    "-1",
+]
 OPTIONS += ["--nEpochs", "3", "--saveEvery", "5", "--snapshot", "1", "--startMethod", "fork"]
 
 torch.set_num_threads(1)  # children are forked: no thread may have started before
@@ -57,12 +75,30 @@ NETWORKS["tiny"] = Entry("tiny:tiny", 8, "for the campaigns")
 
 def options(folder: Path, *more: str) -> list[str]:
     """Return the command line of a run on synthetic arrays below `folder`."""
-    return [*OPTIONS, "--dataset", "synthetic", "--synthetic", "200:4:20", "--expDir", str(folder), *more]
+    return [
+        *OPTIONS,
+        "--dataset",
+        "synthetic",
+        "--synthetic",
+        "200:4:20",
+        "--expDir",
+        str(folder),
+        *more,
+    ]
 
 
 def image_options(folder: Path, images: Path, *more: str) -> list[str]:
     """Return the command line of a run on image files."""
-    return [*OPTIONS, "--dataset", "folder", "--data_dir", str(images), "--expDir", str(folder), *more]
+    return [
+        *OPTIONS,
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        "--expDir",
+        str(folder),
+        *more,
+    ]
 
 
 def make_images(folder: Path, count: int = 96, classes: int = 3) -> Path:
@@ -107,7 +143,9 @@ class Child:
             os.setpgid(0, 0)
             os.dup2(self.output.fileno(), 1)
             os.dup2(self.output.fileno(), 2)
-            sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(fd, "w"), write_through=True) for fd in (1, 2))
+            sys.stdout, sys.stderr = (
+                io.TextIOWrapper(io.FileIO(fd, "w"), write_through=True) for fd in (1, 2)
+            )
             sys.argv[0] = "main.py"
             count_steps(self.counter)
             if before is not None:
@@ -217,7 +255,9 @@ def fingerprint(folder: Path) -> str:
 
 
 def without_clocks(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in record.items() if name not in CLOCKS} for record in history]
+    return [
+        {name: value for name, value in record.items() if name not in CLOCKS} for record in history
+    ]
 
 
 def feed(digest: Any, value: Any, name: str = "") -> None:
@@ -253,7 +293,11 @@ def script(name: str, run: Callable[..., dict[str, Any]], trials: int) -> None:
     started = time.monotonic()
     result = run(arguments.trials, arguments.seed)
     command = f"python tests/campaigns/{Path(sys.argv[0]).name} --trials {arguments.trials} --seed {arguments.seed}"
-    result |= {"command": command, "seconds": round(time.monotonic() - started, 1), "torch": str(torch.__version__)}
+    result |= {
+        "command": command,
+        "seconds": round(time.monotonic() - started, 1),
+        "torch": str(torch.__version__),
+    }
     print(json.dumps({name: result}, indent=2))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps(known | {name: result}, indent=2) + "\n")

@@ -38,7 +38,9 @@ def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
         trial = 0
         while counts["stopped"] < trials and trial < 4 * trials:
             trial += 1
-            arguments = image_options(base / f"trial{trial}", images, "--nThreads", "2", "--continue")
+            arguments = image_options(
+                base / f"trial{trial}", images, "--nThreads", "2", "--continue"
+            )
             child = Child(arguments)
             while child.alive() and child.steps < 1:
                 time.sleep(0.001)
@@ -51,7 +53,9 @@ def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
             status = child.wait()
             seconds = time.monotonic() - asked
             counts["stopped"] += status == 143
-            counts["saved_in_time"] += seconds < MOST_SECONDS and (status == 0 or "--continue" in child.text())
+            counts["saved_in_time"] += seconds < MOST_SECONDS and (
+                status == 0 or "--continue" in child.text()
+            )
             counts["slowest_seconds"] = round(max(counts["slowest_seconds"], seconds), 2)
             counts["orphans"] += orphans(child.pid)
             finish(arguments)

@@ -33,7 +33,18 @@ def epochs(count: int, base: Path, pick: random.Random) -> dict[str, Any]:
     images = make_images(base / "images", IMAGES)
     for path in pick.sample(sorted((images / "train").rglob("*.jpg")), IMAGES // 100):
         spoil(path, pick)
-    arguments = ["--nEpochs", str(count), "--nThreads", "2", "--badImages", "skip", "--snapshot", "0", "--saveEvery", "10m"]
+    arguments = [
+        "--nEpochs",
+        str(count),
+        "--nThreads",
+        "2",
+        "--badImages",
+        "skip",
+        "--snapshot",
+        "0",
+        "--saveEvery",
+        "10m",
+    ]
     child = Child([*image_options(base / "run", images), *arguments, "--logger", "none"], few_files)
     steps = -(-IMAGES // 16)
     seen: list[list[tuple[int, int, int]]] = []
@@ -60,14 +71,25 @@ def decodes(count: int, pick: random.Random) -> dict[str, Any]:
         data = mutated(whole[number % 2], pick)
         try:
             width, height = decode.size(data, 1 << 20)
-            decode.windows(data, np.array([0.0, 0, min(width, 16), min(height, 16)]), 16, whole=True, headroom=1)
+            decode.read_windows(
+                data,
+                np.array([0.0, 0, min(width, 16), min(height, 16)]),
+                16,
+                whole=True,
+                headroom=1,
+            )
         except ValueError:
             refused += 1
         if number == count // 10:
             before, files, _ = used(os.getpid())
     after, now, _ = used(os.getpid())
     grown = (after - before) / 2**20 / (0.9 * count / 1000)
-    return {"decodes": count, "refused": refused, "MiB_per_1000_decodes": round(grown, 4), "files_left_open": now - files}
+    return {
+        "decodes": count,
+        "refused": refused,
+        "MiB_per_1000_decodes": round(grown, 4),
+        "files_left_open": now - files,
+    }
 
 
 def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:

@@ -21,7 +21,11 @@ def recording(log: Path, prefetch: int) -> Any:
         make, epoch_of = data.DataLoader.__init__, data.FileLoader.epoch
 
         def init(self: Any, *positional: Any, **named: Any) -> None:
-            make(self, *positional, **named | ({"prefetch_factor": prefetch} if named.get("num_workers") else {}))
+            make(
+                self,
+                *positional,
+                **named | ({"prefetch_factor": prefetch} if named.get("num_workers") else {}),
+            )
 
         def recorded(self: Any, epoch: int, start: int = 0) -> Iterator[Any]:
             with log.open("a") as file:
@@ -52,10 +56,18 @@ def run(trials: int = len(WAYS), seed: int = 1) -> dict[str, Any]:
             workers, method, prefetch = WAYS[trial % len(WAYS)]
             folder, log = base / f"trial{trial}", base / f"log{trial}"
             arguments = image_options(
-                folder, images, "--augment", "crop,flip,jitter:0.4", "--continue", "--startMethod", method
+                folder,
+                images,
+                "--augment",
+                "crop,flip,jitter:0.4",
+                "--continue",
+                "--startMethod",
+                method,
             )
             if trial:
-                first = Child([*arguments, "--nThreads", str(pick.choice((0, 1, 2)))], recording(log, 2))
+                first = Child(
+                    [*arguments, "--nThreads", str(pick.choice((0, 1, 2)))], recording(log, 2)
+                )
                 while first.alive() and first.steps < 4:
                     pass
                 first.kill(15)

@@ -7,9 +7,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rig import Child, checkpoint, fingerprint, finish, image_options, make_images, run_folder, scratch, script
+from rig import (
+    Child,
+    checkpoint,
+    fingerprint,
+    finish,
+    image_options,
+    make_images,
+    run_folder,
+    scratch,
+    script,
+)
 
-SOON, TIMEOUT = 1.0, 3  # seconds to the error after a kill; --timeout of the trials that stop a process
+SOON, TIMEOUT = (
+    1.0,
+    3,
+)  # seconds to the error after a kill; --timeout of the trials that stop a process
 
 
 def children(pid: int) -> list[int]:
@@ -20,12 +33,23 @@ def children(pid: int) -> list[int]:
 def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
     """Stop a process in every sixth trial, kill one in the others."""
     pick = random.Random(seed)
-    counts = dict.fromkeys(("trials", "killed", "stopped", "named_in_time", "saved", "equal", "orphans"), 0)
+    counts = dict.fromkeys(
+        ("trials", "killed", "stopped", "named_in_time", "saved", "equal", "orphans"), 0
+    )
     slowest = {"killed": 0.0, "stopped": 0.0}
     shared = set(os.listdir("/dev/shm"))
     with scratch() as base:
         images = make_images(base / "images")
-        more = ["--nThreads", "2", "--nEpochs", "6", "--saveEvery", "10000", "--timeout", str(TIMEOUT)]
+        more = [
+            "--nThreads",
+            "2",
+            "--nEpochs",
+            "6",
+            "--saveEvery",
+            "10000",
+            "--timeout",
+            str(TIMEOUT),
+        ]
         finish([*image_options(base / "whole", images), *more])
         expected = fingerprint(base / "whole")
         for trial in range(trials):
@@ -45,10 +69,17 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
             counts[how] += 1
             slowest[how] = max(slowest[how], took)
             text = child.text()
-            named = "a process that reads images has ended or hangs" in text and "Traceback" not in text
-            counts["named_in_time"] += status == 1 and named and took < (SOON if how == "killed" else TIMEOUT + 2)
+            named = (
+                "a process that reads images has ended or hangs" in text and "Traceback" not in text
+            )
+            counts["named_in_time"] += (
+                status == 1 and named and took < (SOON if how == "killed" else TIMEOUT + 2)
+            )
             if status != 1 or not named or (took > SOON and how == "killed"):
-                print(f"trial {trial}, {how}: {took:.2f} s, status {status}: {text[-1500:]}", flush=True)
+                print(
+                    f"trial {trial}, {how}: {took:.2f} s, status {status}: {text[-1500:]}",
+                    flush=True,
+                )
             newest = checkpoint.newest(run_folder(folder) / "checkpoints")
             counts["saved"] += newest is not None and newest[1]["progress"]["step"] >= until - 1
             counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in found)
