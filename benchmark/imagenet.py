@@ -1,9 +1,11 @@
-"""Data loading from image files: the Torch7 suite's table for your own folder, and how far it is from the limit.
+"""Data loading from image files: the Torch7 suite's table for your own folder, and how far it is
+from the limit.
 
-The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in testing. disk reads each
-file's name from an HDF5 index batch by batch, ram has the names in memory; the images are files for both. The limit is what
-as many processes do that decode the same files and nothing else. Without --data_dir a small folder of made-up textures with
-ILSVRC's byte sizes is written to a temporary folder, so that this runs anywhere.
+The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in
+testing. disk reads each file's name from an HDF5 index batch by batch, ram has the names in memory;
+the images are files for both. The limit is what as many processes do that decode the same files and
+nothing else. Without --data_dir a small folder of made-up textures with ILSVRC's byte sizes is
+written to a temporary folder, so that this runs anywhere.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from base.text import print_table
 from benchmark import timing
 from datasets import dbcollection, decode, folder
 from datasets.images import FileImages
-from loading.plan import Plan
+from loading.plan import Batch, Plan
 from preparation import index as indexing
 from transforms import Pipeline
 
@@ -65,9 +67,13 @@ def theirs(images: FileImages, arguments: argparse.Namespace, *, train: bool) ->
     steps += [v1.ColorJitter(0.4, 0.4, 0.4)] if train and "jitter" in arguments.augment else []
     steps += [v1.ToTensor(), v1.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     source = torch.utils.data.DataLoader(
-        ImageFolder(images.where, v1.Compose(steps)), BATCH, shuffle=train, num_workers=arguments.nThreads,
-        persistent_workers=arguments.nThreads > 0, multiprocessing_context="fork" if arguments.nThreads else None,
-    )  # fmt: skip
+        ImageFolder(images.where, v1.Compose(steps)),
+        BATCH,
+        shuffle=train,
+        num_workers=arguments.nThreads,
+        persistent_workers=arguments.nThreads > 0,
+        multiprocessing_context="fork" if arguments.nThreads else None,
+    )
     for _ in range(arguments.epochs):
         yield from source
 
@@ -80,13 +86,14 @@ def outside(name: str, python: str, root: str, arguments: argparse.Namespace) ->
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise Refused(
-            f"{name} cannot be measured: {(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
+            f"{name} cannot be measured: "
+            f"{(result.stderr.strip().splitlines() or ['it says nothing'])[-1]}"
         )
     return [float(result.stdout.split()[-1])]
 
 
 def ceiling(images: FileImages, processes: int) -> list[float]:
-    """Return the seconds a batch that so many processes take to decode when they do nothing else."""
+    """Return the seconds a batch that so many processes take which only decode."""
     shares = [range(start, len(images), max(1, processes)) for start in range(max(1, processes))]
     context = multiprocessing.get_context("fork")
     with context.Pool(len(shares), utils.keep_memory) as pool:
@@ -134,9 +141,13 @@ def main() -> None:
         "--augment", default="crop,flip", help="training augmentations (default: crop,flip)"
     )
     parser.add_argument(
-        "--peer", nargs="+", default=[], metavar="NAME", help="measure in the same run: torchvision, and dali=PYTHON and "
+        "--peer",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="measure in the same run: torchvision, and dali=PYTHON and "
         "ffcv=PYTHON, where PYTHON is that of an environment which has it (see benchmark/peers)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--tune", action="store_true", help="find the best number of processes instead"
     )
@@ -200,7 +211,8 @@ def run(arguments: argparse.Namespace, root: str) -> None:
         )
     print_table(rows)
     print(
-        f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), {arguments.nThreads} processes"
+        f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), "
+        f"{arguments.nThreads} processes"
     )
     timing.write(arguments.json, {"figures": figures, "decoding_images_per_second": limits})
     if arguments.plot:
@@ -212,7 +224,9 @@ def run(arguments: argparse.Namespace, root: str) -> None:
 
 
 def tune(arguments: argparse.Namespace, root: str) -> None:
-    """Try numbers of processes, show what each gives and recommend the smallest that is within 3 % of the best."""
+    """Try numbers of processes, show what each gives and recommend the smallest that is within 3 %
+    of the best.
+    """
     images = folder.open_folder(root, "train")
     cores = len(os.sched_getaffinity(0))
     numbers = sorted({1, 2, 3, 4, 6, 8, 12, 16, cores, 2 * cores} & set(range(1, 2 * cores + 1)))
@@ -231,7 +245,8 @@ def tune(arguments: argparse.Namespace, root: str) -> None:
     print_table([["--nThreads", "images/s", ""], *rows])
     chosen = next(name for name, rate in rates.items() if rate > 0.97 * best)
     print(
-        f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, where it is on the CPU)"
+        f"recommended here: --nThreads {chosen} (training needs some of the {cores} cores too, "
+        "where it is on the CPU)"
     )
     timing.write(arguments.json, {"images_per_second": rates, "recommended": int(chosen)})
     if arguments.plot:
@@ -263,10 +278,12 @@ def indexed(root: str, path: Path, part: str) -> FileImages:
 
 
 def measure(batches: Any, most: int) -> list[float]:
-    """Return the mean seconds a batch of one pass, from the second batch on: workers give batches in bursts."""
+    """Return the mean seconds a batch of one pass, from the second batch on: workers give batches
+    in bursts.
+    """
     started, count, images = None, 0, 0
     for batch in batches():
-        size = len(batch[0])
+        size = len(batch.images if isinstance(batch, Batch) else batch[0])
         if started is None:
             started = time.perf_counter()
             continue

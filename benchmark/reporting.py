@@ -1,4 +1,6 @@
-"""What logging costs: bars, log, losses and TensorBoard events of an epoch at 10 steps a second, without and with pictures."""
+"""What logging costs: bars, log, losses and TensorBoard events of an epoch at 10 steps a second,
+without and with pictures.
+"""
 
 import argparse
 import io
@@ -16,9 +18,10 @@ from torch import nn
 from base.text import print_table
 from benchmark import timing
 from report.console import Console
+from report.record import EpochRecord, TestMetrics, TrainMetrics, join
 from report.report import Report
 from report.tables import Tested
-from run.run import Run
+from run.watch import Watch
 from training.metrics import Sums
 
 RATE = 10  # steps a second
@@ -42,12 +45,18 @@ def main() -> None:
         sys.stderr, sys.stdout = stderr, stdout
     whole = arguments.steps / RATE
     each, pictures = sorted(epochs[1:])[len(epochs) // 2 - 1], epochs[0]
-    print_table([
-        ["an epoch of " + str(arguments.steps) + " steps", "seconds", f"of {whole:.0f} s"],
-        ["bars", f"{steps:.3f}", f"{steps / whole:.2%}"],
-        ["log, losses, events", f"{each:.3f}", f"{each / whole:.2%}"],
-        ["once: all pictures, with the import of what draws them", f"{pictures:.3f}", f"{pictures / whole:.2%}"],
-    ])  # fmt: skip
+    print_table(
+        [
+            ["an epoch of " + str(arguments.steps) + " steps", "seconds", f"of {whole:.0f} s"],
+            ["bars", f"{steps:.3f}", f"{steps / whole:.2%}"],
+            ["log, losses, events", f"{each:.3f}", f"{each / whole:.2%}"],
+            [
+                "once: all pictures, with the import of what draws them",
+                f"{pictures:.3f}",
+                f"{pictures / whole:.2%}",
+            ],
+        ]
+    )
     figures = {
         "bars_seconds": steps,
         "epoch_seconds": each,
@@ -58,43 +67,53 @@ def main() -> None:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> tuple[float, list[float]]:
-    """Return the seconds of an epoch's bars, and of each epoch's end: the first one draws all pictures."""
-    logger, report = Console(folder), Report(folder, {"LR": 0.1})
-    logger.bars = True
+    """Return the seconds of an epoch's bars, and of each epoch's end: the first one draws all."""
+    cpu = torch.device("cpu")
+    console, report = Console(folder), Report(folder, {"LR": 0.1})
+    console.bars = True
     report.open(0)
-    run = Run.__new__(Run)
-    run.logger, run.latest = logger, None
-    sums = Sums(torch.device("cpu"))
-    scores = torch.rand(10_000, arguments.classes).softmax(1)
-    labels = torch.randint(0, arguments.classes, (10_000,))
-    names = [f"class {label}" for label in range(arguments.classes)]
-    report.network_for_eval = Tested(
-        scores,
-        labels,
-        np.arange(10_000),
-        names,
-        lambda i: torch.zeros(len(i), 3, 32, 32, dtype=torch.uint8),
-    )
+    watch, sums = Watch(console, folder, cpu), Sums(cpu)
     started = time.perf_counter()
-    with logger.bar("epoch", arguments.steps) as bar:
+    with console.bar("epoch", arguments.steps) as bar:
         for _ in range(arguments.steps):
-            run.show_sums(sums)
+            watch.sums_beside_bar(sums)
             bar.update(128)
     steps = time.perf_counter() - started
-    history: list[dict] = []
+
+    tested = tested_images(arguments.classes)
+    history: list[EpochRecord] = []
     epochs = []
     for epoch in range(1, arguments.epochs + 1):
-        record = {"epoch": epoch, "step": epoch * arguments.steps, "lr": 0.1, "train_loss": 1.0, "test_loss": 1.0,
-                  "train_top1": 50.0, "test_top1": 50.0, "seconds": 60.0, "images_per_second": 1280.0}  # fmt: skip
-        history.append(record)
+        history.append(record_of(epoch, epoch * arguments.steps, tested.metrics))
         losses = [1.0] * arguments.steps
         started = time.perf_counter()
-        logger.step_losses(epoch, record["step"], losses)
-        logger.record(record, history)
-        report.epoch(record, history, losses, nn.Linear(2, 2), snapshot=True, last=False)
+        console.step_losses(epoch, history[-1].step, losses)
+        console.show_epoch(history[-1], history)
+        report.epoch(history, tested, losses, nn.Linear(2, 2), snapshot=True, last=False)
         epochs.append(time.perf_counter() - started)
     report.close()
     return steps, epochs
+
+
+def tested_images(classes: int) -> Tested:
+    """Return what a test of 10,000 images leaves."""
+    count = 10_000
+    scores = torch.rand(count, classes).softmax(1)
+    labels = torch.randint(0, classes, (count,))
+    names = [f"class {label}" for label in range(classes)]
+    metrics = TestMetrics(1.0, 50.0, 90.0, 2.0, 50.0)
+
+    def preview(indices: np.ndarray) -> torch.Tensor:
+        return torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)
+
+    return Tested(metrics, scores, labels, np.arange(count), names, preview)
+
+
+def record_of(epoch: int, step: int, tested: TestMetrics) -> EpochRecord:
+    """Return an epoch's record."""
+    trained = TrainMetrics(1.0, 50.0, 90.0, 1280.0, 1.0, 59.0)
+    others = {"lr": 0.1, "seconds": 60.0, "peak_memory_bytes": 0}
+    return join(trained, tested, epoch=epoch, step=step, **others)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a checkpoint costs: how long the copy holds training up, how long the writing takes beside it."""
+"""What a checkpoint costs: how long the copy holds training up, how long the writing takes beside
+it.
+"""
 
 import argparse
 import statistics
@@ -40,16 +42,34 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     network = model.create(arguments.netType, 1000, 224)
-    state = {"network": network.state_dict(), "optimizer": make_optimizer(network).state_dict()["state"]}
+    state = {
+        "network": network.state_dict(),
+        "optimizer": make_optimizer(network).state_dict()["state"],
+    }
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         copies, writes, slowed = measure(state, Path(folder), arguments.trials)
         size = max(path.stat().st_size for path in Path(folder).iterdir())
     copy, write = statistics.median(copies[1:]), statistics.median(writes)
     share = 1 - (copy + write * (slowed - 1)) / DEFAULT_INTERVAL
-    print_table([
-        ["checkpoint", "GB", "first copy s", "copy s", "writing s", "step beside it", "throughput"],
-        [arguments.netType, *(f"{v:.3g}" for v in (size / 1e9, copies[0], copy, write)), f"x {slowed:.2f}", f"{share:.2%}"],
-    ])  # fmt: skip
+    print_table(
+        [
+            [
+                "checkpoint",
+                "GB",
+                "first copy s",
+                "copy s",
+                "writing s",
+                "step beside it",
+                "throughput",
+            ],
+            [
+                arguments.netType,
+                *(f"{v:.3g}" for v in (size / 1e9, copies[0], copy, write)),
+                f"x {slowed:.2f}",
+                f"{share:.2%}",
+            ],
+        ]
+    )
     figures = {
         "bytes": size,
         "first_copy_seconds": copies[0],
@@ -64,7 +84,9 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(
     state: dict[str, object], folder: Path, trials: int
 ) -> tuple[list[float], list[float], float]:
-    """Return seconds of each copy, of each write, and how much slower a matrix product is beside a write."""
+    """Return seconds of each copy, of each write, and how much slower a matrix product is beside a
+    write.
+    """
     saver = checkpoint.Saver(folder, keep=1)
     copies, writes, beside = [], [], []
     alone = [product() for _ in range(20)]

@@ -1,19 +1,21 @@
-"""Whole training steps: images/s, where a step's time goes, memory, how far from the machine's limit; a peer beside it.
+"""Whole training steps: images/s, where a step's time goes, memory, how far from the machine's
+limit; a peer beside it.
 
-Every part of main.py's loop is in: loading, augmentation, loss, checked update, sums. The peer is the loop of torchvision's
-reference recipe on the same network, batch and precision: its transforms and float32 normalisation on the host, its loss
-and accuracies read every step. bare is the network's forward, backward and update alone, on one batch that lies on the
-device. Without --data_dir the images are synthetic arrays; --dataset mnist takes the digits.
+Every part of main.py's loop is in: loading, augmentation, loss, checked update, sums. The peer is
+the loop of torchvision's reference recipe on the same network, batch and precision: its transforms
+and float32 normalisation on the host, its loss and accuracies read every step. bare is the
+network's forward, backward and update alone, on one batch that lies on the device. Without
+--data_dir the images are synthetic arrays; --dataset mnist takes the digits.
 """
 
 import argparse
 import contextlib
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -22,22 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 
-import augmentation
 import configs
-import data
 import main as suite
 import model
+import opts
 import utils
 from base.errors import clear_errors
 from base.text import print_table
 from benchmark import timing
 from loading.deaths import end_workers
-from loading.plan import Plan
-from training.metrics import Criterion, Sums
-from training.ranks import Ranks
-from training.schedule import make_schedule
-from training.updater import Updater, make_optimizer
-from transforms import Pipeline
+from run.checkpoint import Progress
+from training.metrics import Sums
 
 PARTS = ("wait", "copy", "augment", "forward", "backward", "update", "sums")
 
@@ -49,19 +46,20 @@ def wait(device: torch.device) -> None:
 
 
 class Parts:
-    """Seconds of a step by part; the device is waited for at each change. device: None measures nothing.
+    """Seconds of a step by part; the device is waited for at each change.
 
-    wait: until a batch is in the host's memory; copy: on to the device; augment: what the main process does of it.
+    wait: until a batch is in the host's memory; copy: on to the device; augment: what the main
+    process does of it.
     """
 
-    def __init__(self, device: torch.device | None) -> None:
-        self.device, self.seconds = device, dict.fromkeys(PARTS, 0.0)
-        self.now, self.since = "", time.perf_counter()
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.now = ""
+        self.since = time.perf_counter()
 
     def _change(self, part: str) -> str:
         """Begin a part; return the one that was going on."""
-        if self.device is None:
-            return ""
         wait(self.device)
         now = time.perf_counter()
         if self.now:
@@ -69,22 +67,15 @@ class Parts:
         before, self.now, self.since = self.now, part, now
         return before
 
-    @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        before = self._change(part)
-        try:
-            yield
-        finally:
-            self._change(before)
-
-    def around(self, function: Any, part: str) -> Any:
+    def around(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         """Return what calls the function as this part."""
-        if self.device is None:
-            return function
 
         def timed(*args: Any, **named: Any) -> Any:
-            with self.of(part):
+            before = self._change(part)
+            try:
                 return function(*args, **named)
+            finally:
+                self._change(before)
 
         return timed
 
@@ -95,133 +86,84 @@ class Parts:
             while True:
                 yield following()
 
-    def _each_of(
-        self, values: Callable[[], Iterator[Any]], part: str
-    ) -> Callable[[], Iterator[Any]]:
-        return lambda: self.each(values(), part)
-
     @contextlib.contextmanager
-    def inside(self, loader: Any, updater: Updater) -> Iterator[None]:
-        """Time the parts within the loader's and the updater's own methods, too."""
+    def timed(self, ours: "Ours") -> Iterator[None]:
+        """Time the parts within main.train: the methods that it calls are wrapped."""
+        loader, updater = ours.loader, ours.updater
+        methods = [
+            (loader.pipeline, "apply_steps", "augment"),
+            (loader.pipeline, "mix", "augment"),
+            (ours.parallel, "forward", "forward"),
+            (updater, "begin", "update"),
+            (updater, "backward", "backward"),
+            (updater, "apply", "update"),
+        ]
+        if hasattr(loader, "_rows"):
+            methods += [(loader, "_rows", "wait"), (loader.pipeline, "cut_arrays", "augment")]
         with contextlib.ExitStack() as stack:
-            if self.device is not None:
-                inner = [(loader.pipeline, "finish", "augment"), (updater, "backward", "backward")]
-                inner += (
-                    [(loader, "_rows", "wait"), (loader.pipeline, "arrays", "augment")]
-                    if hasattr(loader, "_rows")
-                    else []
-                )
-                for owner, name, part in inner:
-                    stack.enter_context(
-                        mock.patch.object(owner, name, self.around(getattr(owner, name), part))
-                    )
-                if hasattr(loader, "_read"):
-                    stack.enter_context(
-                        mock.patch.object(loader, "_read", self._each_of(loader._read, "wait"))
-                    )
+            for owner, name, part in methods:
+                wrapped = self.around(getattr(owner, name), part)
+                stack.enter_context(mock.patch.object(owner, name, wrapped))
+            for name, part in (("_read", "wait"), ("epoch", "copy")):
+                if hasattr(loader, name):
+                    original = getattr(loader, name)
+                    wrapped = self._each_of(original, part)
+                    stack.enter_context(mock.patch.object(loader, name, wrapped))
+            add, around = Sums.add, self.around
+
+            def timed_add(sums: Sums, *values: Any) -> None:
+                around(add, "sums")(sums, *values)
+
+            stack.enter_context(mock.patch.object(Sums, "add", timed_add))
             yield
+
+    def _each_of(self, make: Callable[..., Iterator[Any]], part: str) -> Callable[..., Any]:
+        return lambda *args: self.each(make(*args), part)
 
 
 class Ours:
-    """main.py's loop over one pass of a loader, with the time of its parts where they are asked for."""
+    """main.train over one pass of a loader, set up as main.py does it."""
 
-    def __init__(
-        self,
-        arguments: argparse.Namespace,
-        name: str,
-        images: Any,
-        steps: str,
-        sizes: tuple[int, int],
-    ) -> None:
-        device = self.device = torch.device(
-            "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-        )
-        self.precision = configs.choose_precision(arguments.precision, device)
-        network = (
-            model.create(name, images.classes, sizes[1])
-            .to(device)
-            .to(memory_format=torch.channels_last)
-        )
-        self.network = network.train()
-        self.trained = torch.compile(network) if arguments.compile else network
-        self.updater = Updater(
-            network, make_optimizer(network), make_schedule(lr=0.001, weight_decay=5e-4, first=0), Ranks()
-        )
-        self.plan = Plan(
-            len(images), arguments.batchSize, 1, True, limit=arguments.batchSize * arguments.steps
-        )
-        pipeline = Pipeline(augmentation.parse(steps), *sizes, seed=1)
-        self.loader = data.make_loader(
-            images,
-            pipeline,
-            self.plan,
-            device,
-            workers=arguments.nThreads,
-            start_method="forkserver",
-        )
-        self.classes = len(images.classes)
-        self.run = SimpleNamespace(
-            accumulate=1,
-            device=device,
-            seed=1,
-            ranks=Ranks(),
-            progress=SimpleNamespace(step=0),
-            autocast=self.autocast,
-        )
-        self.epoch = 0
+    def __init__(self, options: opts.Options, stack: contextlib.ExitStack) -> None:
+        self.run = stack.enter_context(configs.start(options))
+        self.device = self.run.step.device
+        self.loader, _ = configs.make_loaders(options, self.run)
+        self.network = configs.make_network(options, self.run, self.loader.images)
+        self.updater = configs.make_updater(options, self.run, self.network)
+        self.run.parts = (self.network, self.updater)
+        self.parallel = configs.make_parallel(options, self.run, self.network)
+        self.criterion = configs.make_criterion(options, self.loader.images, self.device)
 
-    def autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
-
-    def pass_(self, parts: Parts | None = None) -> list[float]:
-        """Train on one pass; return its seconds a step. parts: gets the seconds of each."""
-        parts = parts or Parts(None)
-        criterion, sums = parts.around(Criterion(), "forward"), Sums(self.device)
-        network = parts.around(self.trained, "forward")
-        run: Any = self.run
+    def train(self) -> list[float]:
+        """Train on one pass; return its seconds a step."""
+        # Each pass is an epoch of its own: other images, and never the end of a run.
+        self.run.progress = Progress(epoch=0, step=self.run.progress.step + 1)
         wait(self.device)
         started = time.perf_counter()
-        with parts.inside(self.loader, self.updater):
-            for batch in parts.each(self.loader.epoch(self.epoch), "copy"):
-                self.updater.begin(0)
-                with parts.of("augment"):
-                    mix = self.loader.pipeline.mix
-                    images, targets = mix(
-                        batch.images, batch.labels, self.classes, self.epoch, batch.number
-                    )
-                with parts.of("forward"):
-                    loss, logits = suite.gradients(
-                        run, network, self.updater, criterion, images, targets, batch.total
-                    )
-                with parts.of("update"):
-                    counted = self.updater.apply(loss, run.progress.step, batch.indices)
-                with parts.of("sums"):
-                    sums.add(loss, logits, batch.labels, counted, batch.total)
-                run.progress.step += 1
-        self.updater.settle()
-        sums.result()
-        self.epoch += 1
-        return [(time.perf_counter() - started) / len(self.plan)]
+        suite.train(self.run, self.parallel, self.loader, self.updater, self.criterion)
+        return [(time.perf_counter() - started) / len(self.loader)]
 
     def bare(self) -> list[float]:
         """Return the seconds a step of the network alone: one batch, on the device."""
-        batch = next(iter(self.loader.epoch(self.epoch)))
+        batch = next(iter(self.loader.epoch(0)))
         plain = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, fused=True)
         wait(self.device)
         started = time.perf_counter()
-        for _ in range(len(self.plan)):
-            with self.autocast():
-                heads = self.trained(batch.images, heads=True)
+        for _ in range(len(self.loader)):
+            with self.run.step.autocast():
+                heads = self.parallel(batch.images, heads=True)
             loss = F.cross_entropy(heads[0].float(), batch.labels)
             plain.zero_grad(set_to_none=True)
             loss.backward()
             plain.step()
         wait(self.device)
-        return [(time.perf_counter() - started) / len(self.plan)]
+        return [(time.perf_counter() - started) / len(self.loader)]
 
 
 class Theirs:
-    """The loop of torchvision's references/classification/train.py, with its transforms, on the same network."""
+    """The loop of torchvision's references/classification/train.py, with its transforms, on the
+    same network.
+    """
 
     def __init__(
         self, arguments: argparse.Namespace, name: str, folder: Any, sizes: tuple[int, int]
@@ -243,10 +185,14 @@ class Theirs:
         classes = images.classes
         images = torch.utils.data.Subset(images, torch.randperm(len(images))[:count].tolist())
         self.loader = torch.utils.data.DataLoader(
-            images, arguments.batchSize, shuffle=True, num_workers=arguments.nThreads,
-            persistent_workers=arguments.nThreads > 0, pin_memory=self.device.type == "cuda",
+            images,
+            arguments.batchSize,
+            shuffle=True,
+            num_workers=arguments.nThreads,
+            persistent_workers=arguments.nThreads > 0,
+            pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork" if arguments.nThreads else None,
-        )  # fmt: skip
+        )
         self.precision = configs.choose_precision(arguments.precision, self.device)
         self.network = model.create(name, classes, sizes[1]).body.to(self.device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, weight_decay=5e-4)
@@ -275,7 +221,7 @@ class Theirs:
 
 
 def matmul_rate(device: torch.device, kind: torch.dtype | None) -> float:
-    """Return the multiply-adds a second of a large matrix product: what convolutions can hope for."""
+    """Return the multiply-adds a second of a large matrix product: the limit of convolutions."""
     size = 8192 if device.type == "cuda" else 3072
     a = torch.randn(size, size, device=device, dtype=kind or torch.float32)
     rates = []
@@ -349,10 +295,31 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def options_of(arguments: argparse.Namespace, name: str, folder: str) -> opts.Options:
+    """Return main.py's options for this benchmark. folder: for the run."""
+    limit = arguments.batchSize * arguments.steps
+    words = ["--netType", name, "--batchSize", arguments.batchSize, "--precision"]
+    words += [arguments.precision, "--nThreads", arguments.nThreads, "--expDir", folder]
+    words += ["--limit", limit, "--saveEvery", 1 << 40, "--logger", "none", "--LR", 0.001]
+    words += ["--overwrite", *(["--compile"] if arguments.compile else [])]
+    words += ["--GPU", "-1"] if arguments.cpu or not torch.cuda.is_available() else []
+    sizes = ["--imageSize", arguments.imageSize, "--cropSize", arguments.cropSize]
+    if arguments.dataset == "mnist":
+        words += ["--dataset", "mnist"]
+    elif arguments.data_dir:
+        words += ["--dataset", "folder", *sizes, "--augment", arguments.augment]
+    else:
+        count = max(arguments.batchSize * 2, 256)
+        shape = f"{count}:{min(1000, count)}:{arguments.imageSize}"
+        words += ["--dataset", "synthetic", "--synthetic", shape, *sizes]
+        words += ["--augment", arguments.augment]
+    words += ["--data_dir", arguments.data_dir] if arguments.data_dir else []
+    return opts.parse([str(word) for word in words])
+
+
 def main() -> None:
     arguments = arguments_of()
-    utils.keep_memory()
-    with clear_errors():
+    with clear_errors(opts.WAYS_OUT):
         results = {name: measure(arguments, name) for name in arguments.netType}
         timing.write(arguments.json, {"networks": results})
         if arguments.plot:
@@ -360,82 +327,77 @@ def main() -> None:
     end_workers()  # the peer's own shutdown can hang beside another pool's
 
 
-def images_of(arguments: argparse.Namespace) -> tuple[Any, Any, str, tuple[int, int]]:
-    """Return our images, the peer's folder, our augmentation, and the sizes."""
+def peer_folder(arguments: argparse.Namespace) -> str | None:
+    """Return where the peer finds the same images, None for synthetic ones."""
     if arguments.dataset == "mnist":
-        root = arguments.data_dir or os.path.expanduser("~/.cache/multi-gpu-torch")
-        return data.open_images("mnist", arguments.data_dir, "train"), root, "pad:2,crop", (28, 28)
-    sizes = (arguments.imageSize, arguments.cropSize)
-    if arguments.data_dir:
-        return (
-            data.open_images("folder", arguments.data_dir, "train"),
-            f"{arguments.data_dir}/train",
-            arguments.augment,
-            sizes,
-        )
-    count = max(arguments.batchSize * 2, 256)
-    return (
-        data.open_images("synthetic", None, "train", shape=(count, 1000, arguments.imageSize)),
-        None,
-        arguments.augment,
-        sizes,
-    )
+        return arguments.data_dir or os.path.expanduser("~/.cache/multi-gpu-torch")
+    return f"{arguments.data_dir}/train" if arguments.data_dir else None
 
 
 def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    images, root, steps, sizes = images_of(arguments)
-    ours = Ours(arguments, name, images, steps, sizes)
-    ways: dict[str, Callable[[], list[float]]] = {"ours": ours.pass_, "bare": ours.bare}
-    if arguments.peer and root is not None:
-        ways["torchvision"] = Theirs(arguments, name, root, sizes).pass_
-    for way in ways.values():  # compiles, fills caches, starts processes
-        way()
-    figures = {
-        way: timing.summary(runs)
-        for way, runs in timing.alternate(ways, arguments.repetitions).items()
-    }
-    measured = Parts(ours.device)
-    whole = ours.pass_(measured)[0] * len(ours.plan)
-    parts = measured.seconds
-    batch = min(arguments.batchSize, ours.plan.image_count)
-    limit = matmul_rate(ours.device, ours.precision)
-    needed = 3 * model.multiply_adds(ours.network)  # forward, and twice as much backward
-    rows = [
-        [
-            f"{name}, {ours.device.type}, {arguments.precision}",
-            "ms a step",
-            "images/s",
-            "of matmul",
-            "ours is",
-        ]
-    ]
-    for way, figure in figures.items():
+    """Measure one network: print its table and return its figures."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        options = options_of(arguments, name, folder)
+        ours = Ours(options, stack)
+        ways: dict[str, Callable[[], list[float]]] = {"ours": ours.train, "bare": ours.bare}
+        root = peer_folder(arguments)
+        if arguments.peer and root is not None:
+            sizes = options.imageSize, options.cropSize
+            ways["torchvision"] = Theirs(arguments, name, root, sizes).pass_
+        for way in ways.values():  # compiles, fills caches, starts workers
+            way()
+        runs = timing.alternate(ways, arguments.repetitions)
+        figures = {way: timing.summary(times) for way, times in runs.items()}
+        parts = Parts(ours.device)
+        with parts.timed(ours):
+            whole = ours.train()[0] * len(ours.loader)
+
+        batch = min(arguments.batchSize, ours.loader.plan.image_count)
+        limit = matmul_rate(ours.device, ours.run.step.precision)
+        needed = 3 * model.multiply_adds(ours.network)  # forward, and twice as much backward
+        _add_shares(figures, batch, needed / limit)
+        title = f"{name}, {ours.device.type}, {arguments.precision}"
+        print_table([[title, *HEADINGS], *_rows(figures)])
+        steps = len(ours.loader)
+        milliseconds = {part: 1000 * value / steps for part, value in parts.seconds.items()}
+        print("a step of ours: " + ", ".join(f"{p} {v:.2f} ms" for p, v in milliseconds.items()))
+        memory = utils.peak_memory(ours.device)
+        waiting = parts.seconds["wait"] / whole
+        peak = f"at most {memory / 2**20:.0f} MiB"
+        print(f"waiting for data: {waiting:.1%} of the time; {peak}\n", flush=True)
+        return {
+            "figures": figures,
+            "milliseconds": milliseconds,
+            "waiting": waiting,
+            "peak_memory_bytes": memory,
+            "multiply_adds_a_second": limit,
+            "cores": len(os.sched_getaffinity(0)),
+        }
+
+
+HEADINGS = ("ms a step", "images/s", "of matmul", "ours is")
+
+
+def _add_shares(figures: dict[str, dict[str, float]], batch: int, least: float) -> None:
+    """Add what follows from the seconds. batch: images; least: seconds an image by matmul."""
+    for figure in figures.values():
         seconds = figure["seconds_per_batch"]
-        share = needed * batch / seconds / limit
-        figure |= {"images_per_second": batch / seconds, "share_of_matmul": share}
+        figure["images_per_second"] = batch / seconds
+        figure["share_of_matmul"] = least * batch / seconds
         figure["ours_is_faster_by"] = seconds / figures["ours"]["seconds_per_batch"]
-        cells = [
-            f"{1000 * seconds:.1f}",
-            f"{batch / seconds:.0f}",
-            f"{share:.0%}",
+
+
+def _rows(figures: dict[str, dict[str, float]]) -> list[list[str]]:
+    return [
+        [
+            way,
+            f"{1000 * figure['seconds_per_batch']:.1f}",
+            f"{figure['images_per_second']:.0f}",
+            f"{figure['share_of_matmul']:.0%}",
             f"x {figure['ours_is_faster_by']:.3f}",
         ]
-        rows.append([way, *cells])
-    print_table(rows)
-    print(
-        "a step of ours: "
-        + ", ".join(
-            f"{part} {1000 * value / len(ours.plan):.2f} ms" for part, value in parts.items()
-        )
-    )
-    memory = utils.peak_memory(ours.device)
-    print(
-        f"waiting for data: {parts['wait'] / whole:.1%} of the time; at most {memory / 2**20:.0f} MiB\n",
-        flush=True,
-    )
-    milliseconds = {part: 1000 * value / len(ours.plan) for part, value in parts.items()}
-    return {"figures": figures, "milliseconds": milliseconds, "waiting": parts["wait"] / whole, "peak_memory_bytes": memory,
-            "multiply_adds_a_second": limit, "cores": len(os.sched_getaffinity(0))}  # fmt: skip
+        for way, figure in figures.items()
+    ]
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

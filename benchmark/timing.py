@@ -30,7 +30,9 @@ def seconds_per_batch(batches: Iterable[Any], most: int, skip: int = 1) -> list[
 def alternate(
     ways: dict[str, Callable[[], list[float]]], repetitions: int
 ) -> dict[str, list[list[float]]]:
-    """Run each way in turn, `repetitions` times, so that a drift of the machine falls on all of them."""
+    """Run each way in turn, `repetitions` times, so that a drift of the machine falls on all of
+    them.
+    """
     results: dict[str, list[list[float]]] = {name: [] for name in ways}
     for _ in range(repetitions):
         for name, way in ways.items():
@@ -39,21 +41,30 @@ def alternate(
 
 
 def summary(runs: list[list[float]]) -> dict[str, float]:
-    """Return mean, min, max, total of all batches, and the median over repetitions of their means, in seconds."""
+    """Return mean, min, max, total of all batches, and the median over repetitions of their means,
+    in seconds.
+    """
     every = [value for run in runs for value in run]
     return {
         "seconds_per_batch": statistics.median(statistics.mean(run) for run in runs),
-        "mean": statistics.mean(every), "min": min(every), "max": max(every), "total": sum(every), "batches": len(every),
-    }  # fmt: skip
+        "mean": statistics.mean(every),
+        "min": min(every),
+        "max": max(every),
+        "total": sum(every),
+        "batches": len(every),
+    }
 
 
 def machine() -> dict[str, Any]:
     """Return what a figure was measured on and with."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     return {
-        "command": shlex.join(["python", *sys.argv]), "device": device, "cores": len(os.sched_getaffinity(0)),
-        "torch": str(torch.__version__), "time": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
+        "command": shlex.join(["python", *sys.argv]),
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": str(torch.__version__),
+        "time": time.strftime("%Y-%m-%d"),
+    }
 
 
 def write(path: str | None, value: dict[str, Any]) -> None:

@@ -21,9 +21,14 @@ FAST = (
 def overfeat(classes: int, size: int, stem: str) -> nn.Module:
     grid, first, second = (5, 3072, 4096) if size >= SMALL else (2, 512, 512)
     classifier = nn.Sequential(
-        nn.Dropout(), nn.Linear(1024 * grid * grid, first), nn.ReLU(inplace=True),
-        nn.Dropout(), nn.Linear(first, second), nn.ReLU(inplace=True), nn.Linear(second, classes),
-    )  # fmt: skip
+        nn.Dropout(),
+        nn.Linear(1024 * grid * grid, first),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(first, second),
+        nn.ReLU(inplace=True),
+        nn.Linear(second, classes),
+    )
     network = Classifier(stack(adapt(FAST, size, stem, SMALL)), grid, classifier)
     initialise(network)
     return network

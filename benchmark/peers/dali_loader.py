@@ -23,9 +23,16 @@ def train(folder, resized):
             fn.decoders.image(files, device="cpu", output_type=types.RGB), resize_shorter=256
         )
     images = fn.crop_mirror_normalize(
-        images, crop=(224, 224), mirror=fn.random.coin_flip(), dtype=types.UINT8, output_layout="CHW", mean=[0], std=[1],
-        crop_pos_x=fn.random.uniform(range=(0, 1)), crop_pos_y=fn.random.uniform(range=(0, 1)),
-    )  # fmt: skip
+        images,
+        crop=(224, 224),
+        mirror=fn.random.coin_flip(),
+        dtype=types.UINT8,
+        output_layout="CHW",
+        mean=[0],
+        std=[1],
+        crop_pos_x=fn.random.uniform(range=(0, 1)),
+        crop_pos_y=fn.random.uniform(range=(0, 1)),
+    )
     return images, labels
 
 

@@ -2,8 +2,9 @@
 
     PYTHON benchmark/peers/ffcv_loader.py FOLDER WORKERS EPOCHS
 
-Repacks FOLDER/train first, into a temporary file: JPEG of quality 90, 341 pixels the longest side, which are the pixels of a
-4:3 image whose shorter side is 256. Prints the mean seconds a batch of 128, uint8, over the epochs after the first.
+Repacks FOLDER/train first, into a temporary file: JPEG of quality 90, 341 pixels the longest side,
+which are the pixels of a 4:3 image whose shorter side is 256. Prints the mean seconds a batch of
+128, uint8, over the epochs after the first.
 """
 
 import sys
@@ -51,9 +52,14 @@ def main() -> None:
             ToTorchImage(),
         ]
         loader = Loader(
-            packed, batch_size=128, num_workers=workers, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
+            packed,
+            batch_size=128,
+            num_workers=workers,
+            order=OrderOption.RANDOM,
+            os_cache=True,
+            drop_last=True,
             pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
-        )  # fmt: skip
+        )
         for _ in loader:
             pass
         start, batches = time.perf_counter(), 0

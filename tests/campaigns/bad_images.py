@@ -1,12 +1,18 @@
-"""A folder with 1 % bad images: `error` names the file, `skip` counts and lists each one, testing never takes another."""
+"""A folder with 1 % bad images: `error` names the file, `skip` counts and lists each one, testing
+never takes another.
+"""
 
 import csv
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import Child, finish, image_options, make_images, run_folder, scratch, script
 
 

@@ -1,12 +1,19 @@
-"""Damage the newest checkpoint by flipped bits, cut ends and zeroed blocks: it must be named and the one before used."""
+"""Damage the newest checkpoint by flipped bits, cut ends and zeroed blocks: it must be named and
+the one before used.
+"""
 
 import contextlib
 import hashlib
 import io
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 from base import archive
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import checkpoint, feed, finish, options, run_folder, scratch, script
 
 SHARES = {"flip": 1000, "truncate": 500, "zero": 200}
@@ -49,12 +56,16 @@ def run(trials: int = 1700, seed: int = 1) -> dict[str, Any]:
             with contextlib.redirect_stderr(said):
                 found = checkpoint.newest(folder)
             if (
-                found is not None and found[0] == last
+                found is not None and found.path == last
             ):  # a bit that no content depends on, in the zip's padding
-                counts["read_unchanged" if digest(found[1]) == content else "silently_changed"] += 1
+                counts[
+                    "read_unchanged"
+                    if digest(archive.read(last)) == content
+                    else "silently_changed"
+                ] += 1
                 continue
             counts["refused_by_name"] += str(last) in said.getvalue()
-            counts["fell_back"] += found is not None and found[0] == before
+            counts["fell_back"] += found is not None and found.path == before
     return {"trials": len(kinds), **counts}
 
 

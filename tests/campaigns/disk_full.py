@@ -1,4 +1,6 @@
-"""Let saves fail (full disk, size limit, read-only, fsync): the checkpoint before loads, nothing half-written stays."""
+"""Let saves fail (full disk, size limit, read-only, fsync): the checkpoint before loads, nothing
+half-written stays.
+"""
 
 import errno
 import os
@@ -7,10 +9,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import Child, checkpoint, finish, options, run_folder, scratch, script
 
@@ -68,7 +73,7 @@ def check(folder: Path, child: Child, step: int) -> dict[str, bool]:
     return {
         "failed_clearly": child.wait() == 1 and "Traceback" not in said,
         "named": str(run_folder(folder)) in said and "bytes are free" in said,
-        "loads": found is not None and found[1]["progress"]["step"] >= step,
+        "loads": found is not None and found.progress.step >= step,
         "clean": not list(folder.rglob("*.tmp")),
     }
 
@@ -78,7 +83,7 @@ def one(
 ) -> dict[str, bool]:
     """Train an epoch, spoil the disk, train on until the saves fail."""
     finish(options(folder, "--nEpochs", "1", "--snapshot", "0"))
-    step = checkpoint.newest(run_folder(folder) / "checkpoints")[1]["progress"]["step"]  # type: ignore[index]
+    step = checkpoint.newest(run_folder(folder) / "checkpoints").progress.step
     spoil()
     child = Child(
         options(folder, "--continue", "--saveEvery", "1", "--nEpochs", "40", "--snapshot", "0"),
@@ -118,7 +123,9 @@ def run(trials: int = 30, seed: int = 1, root: bool | None = None) -> dict[str, 
 
 
 def remount() -> None:
-    """Turn the folder of checkpoints read-only at the third step, as a kernel does that has met an error."""
+    """Turn the folder of checkpoints read-only at the third step, as a kernel does that has met an
+    error.
+    """
     from run.run import Run
 
     real = Run.after_step

@@ -1,9 +1,10 @@
-"""Two checkouts of this suite train the same bits: `python tests/campaigns/fingerprints.py OLD NEW`.
+"""Two checkouts of this suite train the same bits: `python tests/campaigns/fingerprints.py OLD
+NEW`.
 
-Six short runs, each in both checkouts on this machine: MNIST, a folder with resizedcrop and two workers, synthetic
-images with averaged weights and accumulation, arrays of CIFAR's form with mixup, two gloo ranks, and a resumed run.
-Compared are the SHA-256 of the final weights and the log without its clocks. No hash is kept: other machines and
-versions of torch give others.
+Six short runs, each in both checkouts on this machine: MNIST, a folder with resizedcrop and two
+workers, synthetic images with averaged weights and accumulation, arrays of CIFAR's form with mixup,
+two gloo ranks, and a resumed run. Compared are the SHA-256 of the final weights and the log without
+its clocks. No hash is kept: other machines and versions of torch give others.
 """
 
 import argparse
@@ -22,15 +23,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-CLOCKS = {"seconds", "data_seconds", "compute_seconds", "test_seconds", "images_per_second", "peak_memory_bytes"}
-SYNTHETIC = "--dataset synthetic --synthetic 320:5:40 --imageSize 36 --cropSize 32 --batchSize 32 --nEpochs 2"
+CLOCKS = {
+    *("seconds", "data_seconds", "compute_seconds", "test_seconds"),
+    *("images_per_second", "peak_memory_bytes"),
+}
+SIZES = "--imageSize 36 --cropSize 32 --batchSize 32 --nEpochs 2"
+SYNTHETIC = f"--dataset synthetic --synthetic 320:5:40 {SIZES}"
+CIFAR = "--dataset synthetic --synthetic 512:10:32 --imageSize 32 --cropSize 32 --batchSize 64"
 RUNS = {
     "mnist": "--dataset mnist --nEpochs 1 --limit 2560",
-    "folder": "--dataset folder --data_dir {images} --imageSize 40 --cropSize 32 --nEpochs 2 --batchSize 16 "
-    "--augment resizedcrop,flip,jitter --nThreads 2",
+    "folder": "--dataset folder --data_dir {images} --imageSize 40 --cropSize 32 --batchSize 16 "
+    "--nEpochs 2 --augment resizedcrop,flip,jitter --nThreads 2",
     "synthetic": f"{SYNTHETIC} --ema 0.99 --accumulate 2 --augment crop,flip,erase",
-    "cifar": "--dataset synthetic --synthetic 512:10:32 --imageSize 32 --cropSize 32 --nEpochs 1 --batchSize 64 "
-    "--augment pad:4,crop,flip,mixup",
+    "cifar": f"{CIFAR} --nEpochs 1 --augment pad:4,crop,flip,mixup",
     "ranks": f"{SYNTHETIC} --netType squeezenet",
     "resumed": f"{SYNTHETIC} --saveEvery 1",
 }
@@ -54,7 +59,9 @@ def run(checkout: Path, name: str, text: str, folder: Path) -> str:
 
 def stop_after_some_steps(command: list[str], environment: dict[str, str], folder: Path) -> None:
     """Start a run and stop it by SIGTERM once it has saved something."""
-    child = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while child.poll() is None and not list(folder.glob("*/resumed/checkpoints/step-*.pt")):
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
@@ -112,10 +119,15 @@ def main() -> None:
             for number, checkout in enumerate(arguments.checkouts):
                 folder = Path(scratch, f"{name}-{number}")
                 folder.mkdir()
-                found.append(run(checkout.resolve(), name, RUNS[name].format(images=images), folder))
+                found.append(
+                    run(checkout.resolve(), name, RUNS[name].format(images=images), folder)
+                )
             same = found[0] == found[1]
             differ += [] if same else [name]
-            print(f"{name}: {found[0][:16]} {found[1][:16]} {'same' if same else 'DIFFER'}", flush=True)
+            print(
+                f"{name}: {found[0][:16]} {found[1][:16]} {'same' if same else 'DIFFER'}",
+                flush=True,
+            )
     sys.exit(f"{', '.join(differ)} differ" if differ else 0)
 
 

@@ -1,4 +1,5 @@
-"""Two hosts, made of network namespaces: a run of both, one cut off, the other ends in 60 s, and the run goes on.
+"""Two hosts, made of network namespaces: a run of both, one cut off, the other ends in 60 s, and
+the run goes on.
 
 Needs root and `ip`. Each host has an address of its own on a virtual cable between them.
 """
@@ -11,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from launch import RANK
 from rig import ROOT, fingerprint, options, scratch, script

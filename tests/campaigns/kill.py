@@ -1,9 +1,14 @@
-"""Kill -9 a run at random instants, also inside a save and while it resumes: the final weights must not show it."""
+"""Kill -9 a run at random instants, also inside a save and while it resumes: the final weights must
+not show it.
+"""
 
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import Child, checkpoint, fingerprint, finish, options, run_folder, scratch, script
 
@@ -11,7 +16,10 @@ INTERVAL = 5  # steps between saves, as rig.OPTIONS has it
 
 
 def kill_in_save(child: Child, folder: Path, wanted: int) -> bool:
-    """Kill the child while its `wanted`-th temporary checkpoint lies there. False if it ended before."""
+    """Kill the child while its `wanted`-th temporary checkpoint lies there.
+
+    False if it ended before.
+    """
     seen: set[str] = set()
     while child.alive():
         for path in folder.glob("*/tiny/checkpoints/.*.tmp"):
@@ -39,7 +47,7 @@ def newest_step(folder: Path) -> int:
         if list(folder.glob("*/tiny"))
         else None
     )
-    return 0 if found is None else found[1]["progress"]["step"]
+    return 0 if found is None else found.progress.step
 
 
 def run(trials: int = 200, seed: int = 1) -> dict[str, Any]:
@@ -68,10 +76,15 @@ def run(trials: int = 200, seed: int = 1) -> dict[str, Any]:
             finish(options(folder, "--continue"))
             equal += fingerprint(folder) == expected
     return {
-        "trials": trials, "equal": equal, "killed": killed, "inside_a_save": in_save, "while_resuming": resuming,
-        "most_steps_lost": most_lost, "interval_steps": INTERVAL,
+        "trials": trials,
+        "equal": equal,
+        "killed": killed,
+        "inside_a_save": in_save,
+        "while_resuming": resuming,
+        "most_steps_lost": most_lost,
+        "interval_steps": INTERVAL,
         "finished_saves_lost": lost_saves,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

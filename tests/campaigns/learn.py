@@ -1,4 +1,6 @@
-"""Every network of ours learns 2,000 real digits: above 90 % of 2,000 test digits, in some epochs, on one thread."""
+"""Every network of ours learns 2,000 real digits: above 90 % of 2,000 test digits, in some epochs,
+on one thread.
+"""
 
 import argparse
 import json
@@ -15,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 from models import OURS
 
 RESULTS = ROOT / "benchmark" / "results" / "learning.json"
-# Deep networks start slowly on so few images, NiN's own rate and hidden batch norms need longer: 12 for the others.
+# Deep networks start slowly on so few images, NiN's own rate and hidden batch norms need longer: 12
+# for the others.
 EPOCHS = {
     "alexnetbn": 8,
     "alexnetowt": 8,
@@ -42,7 +45,7 @@ OPTIONS = [
 
 
 def learn(name: str, epochs: int, *, heads: bool = True) -> dict[str, object]:
-    """Train one network; return its accuracy, its loss epoch by epoch, and the processor's seconds."""
+    """Train one network; return its accuracy, its losses, and the processor's seconds."""
     with tempfile.TemporaryDirectory() as folder:
         start = (
             ["main.py"]
@@ -67,9 +70,11 @@ def learn(name: str, epochs: int, *, heads: bool = True) -> dict[str, object]:
             for line in next(Path(folder).glob("*/*/log.jsonl")).read_text().splitlines()
         ]
     return {
-        "test_top1": log[-1]["test_top1"], "train_loss": [round(record["train_loss"], 3) for record in log],
-        "cpu_seconds": round(seconds, 1), "command": " ".join(["OMP_NUM_THREADS=1 python", *command[1:]]),
-    }  # fmt: skip
+        "test_top1": log[-1]["test_top1"],
+        "train_loss": [round(record["train_loss"], 3) for record in log],
+        "cpu_seconds": round(seconds, 1),
+        "command": " ".join(["OMP_NUM_THREADS=1 python", *command[1:]]),
+    }
 
 
 def main() -> None:

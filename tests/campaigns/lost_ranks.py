@@ -6,9 +6,12 @@ The run that goes on from there ends with the weights of the one that nobody dis
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from launch import Launch
 from rig import fingerprint, options, scratch, script

@@ -1,9 +1,16 @@
-"""NaN and infinity in activations, loss and gradients: weights, momentum and running statistics stay as they were."""
+"""NaN and infinity in activations, loss and gradients: weights, momentum and running statistics
+stay as they were.
+"""
 
 import random
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import Child, checkpoint, options, run_folder, scratch, script
 from torch import nn
 
@@ -99,7 +106,7 @@ def third_in_a_row() -> dict[str, Any]:
         said = child.text()
         found = checkpoint.newest(run_folder(base) / "checkpoints")
         assert found is not None
-        finite = checkpoint.non_finite(found[1]) is None
+        finite = checkpoint.non_finite(found.parts) is None
     told = all(word in said for word in ("step 9", "learning rate", "images"))
     return {"third_in_a_row": {"status": status, "told": told, "checkpoint_finite": finite}}
 

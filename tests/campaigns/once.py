@@ -1,11 +1,15 @@
 """Test sets of 1 to 50 images on 1 to 3 ranks: every image is counted once, whatever the batch."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import scratch, script
 
 import data

@@ -1,4 +1,6 @@
-"""dbcollection 0.2.6 itself, in an environment of its own, reads the files that `prepare.py index` writes."""
+"""dbcollection 0.2.6 itself, in an environment of its own, reads the files that `prepare.py index`
+writes.
+"""
 
 import json
 import subprocess
@@ -6,6 +8,8 @@ import sys
 import venv
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import make_images, scratch, script
 
@@ -21,7 +25,8 @@ loader = DataLoader("mine", "classification", sys.argv[1], sys.argv[2])
 found = {}
 for part in ("train", "val"):
     rows = loader.object(part, list(range(loader.size(part)[0])), True)
-    found[part] = [[bytes(value).split(b"\\0")[0].decode("latin-1") for value in row] for row in rows]
+    text = lambda value: bytes(value).split(b"\\0")[0].decode("latin-1")
+    found[part] = [[text(value) for value in row] for row in rows]
     found[part + " names"] = loader.get(part, "classes", convert_to_str=True)
 print(json.dumps(found))
 """
@@ -54,8 +59,10 @@ def run(trials: int = 1, seed: int = 1) -> dict[str, Any]:
         equal = 0
         for part, name in (("train", "train"), ("val", "test")):
             listed = folder.open_folder(str(images), name)
-            expected = [[f"{Path(listed.where).name}/{path}", listed.classes[label]]
-                        for path, label in zip(listed.names, listed.labels, strict=True)]  # fmt: skip
+            expected = [
+                [f"{Path(listed.where).name}/{path}", listed.classes[label]]
+                for path, label in zip(listed.names, listed.labels, strict=True)
+            ]
             equal += found[part] == expected and list(found[f"{part} names"]) == listed.classes
     return {"sets": 2, "read_by_dbcollection_0.2.6": equal}
 

@@ -1,4 +1,6 @@
-"""Files that attack whoever reads them: each is refused, with nothing run, nothing foreign read, in 512 MiB and 5 seconds."""
+"""Files that attack whoever reads them: each is refused, with nothing run, nothing foreign read, in
+512 MiB and 5 seconds.
+"""
 
 import gzip
 import io
@@ -10,6 +12,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -21,6 +24,9 @@ from typing import Any
 import h5py
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import scratch, script, write_set
 
 import model
@@ -52,10 +58,15 @@ def calls(canary: Path) -> list[Call]:
     touch = f"touch {canary}.touched"
     code = f"open({str(canary) + '.touched'!r}, 'w')"
     return [
-        Call(os.system, touch), Call(eval, code), Call(exec, code), Call(open, f"{canary}.touched", "w"),
-        Call(subprocess.call, ["touch", f"{canary}.touched"]), Call(os.mkdir, f"{canary}.touched"),
-        Call(os.rename, str(canary), f"{canary}.touched"), Call(torch.save, 1, f"{canary}.touched"),
-    ]  # fmt: skip
+        Call(os.system, touch),
+        Call(eval, code),
+        Call(exec, code),
+        Call(open, f"{canary}.touched", "w"),
+        Call(subprocess.call, ["touch", f"{canary}.touched"]),
+        Call(os.mkdir, f"{canary}.touched"),
+        Call(os.rename, str(canary), f"{canary}.touched"),
+        Call(torch.save, 1, f"{canary}.touched"),
+    ]
 
 
 def pickles(base: Path, canary: Path) -> Iterator[Payload]:
@@ -90,8 +101,8 @@ def unsafe(forced: str, read: Callable[[Any], Any], path: Path) -> Any:
 
 def zips(base: Path) -> Iterator[Payload]:
     torch.save({"network": torch.zeros(8)}, base / "good.pt")
-    with zipfile.ZipFile(base / "good.pt") as archive:
-        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(base / "good.pt") as good:
+        entries = {info.filename: good.read(info) for info in good.infolist()}
     names = list(entries)
     changes: dict[str, list[tuple[str, bytes, int]]] = {
         "packed": [(n, entries[n], zipfile.ZIP_DEFLATED) for n in names],
@@ -106,9 +117,9 @@ def zips(base: Path) -> Iterator[Payload]:
     }
     for name, parts in changes.items():
         path = base / f"{name}.pt"
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(path, "w") as bad:
             for entry, content, kind in parts:
-                archive.writestr(entry, content, kind)
+                bad.writestr(entry, content, kind)
         yield f"zip: {name}", lambda p=path: archive.read(p)
 
 
@@ -182,17 +193,28 @@ def images(base: Path, canary: Path) -> Iterator[Payload]:
             + chunk(b"IEND", b"")
         )
 
-    jpeg = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xd9"
-    contents = {"png 20000": png(20_000, 20_000), "png 2^31": png(2**31 - 1, 2**31 - 1), "jpeg 65535": jpeg, "svg": b"<svg/>",
-                "gif": b"GIF89a", "python": b"import os"}  # fmt: skip
+    jpeg = b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff"
+    jpeg += b"\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xd9"
+    contents = {
+        "png 20000": png(20_000, 20_000),
+        "png 2^31": png(2**31 - 1, 2**31 - 1),
+        "jpeg 65535": jpeg,
+        "svg": b"<svg/>",
+        "gif": b"GIF89a",
+        "python": b"import os",
+    }
     makes: dict[str, Callable[[Path], Any]] = {
         name: lambda p, c=data: p.write_bytes(c) for name, data in contents.items()
     }
     makes |= {
-        "pipe": os.mkfifo, "folder": os.mkdir, "link to a device": lambda p: os.symlink("/dev/zero", p),
-        "link outside": lambda p: os.symlink(canary, p), "link to itself": lambda p: os.symlink(p, p), "socket": _socket,
+        "pipe": os.mkfifo,
+        "folder": os.mkdir,
+        "link to a device": lambda p: os.symlink("/dev/zero", p),
+        "link outside": lambda p: os.symlink(canary, p),
+        "link to itself": lambda p: os.symlink(p, p),
+        "socket": _socket,
         "sparse": _sparse,
-    }  # fmt: skip
+    }
     for name, make in makes.items():
         root = base / f"images {name}"
         for label in ("a", "b"):
@@ -232,7 +254,7 @@ def _read_folder(root: Path) -> Any:
         Task(0, 0)
     ]
     if bad:
-        raise Refused(str(bad[0]))
+        raise Refused(f"{bad[0].path}: {bad[0].reason}")
     if len(kept) == 2:  # what is no image by its name and kind is not listed at all
         raise Refused("not listed")
     return kept
@@ -286,7 +308,9 @@ def payloads(base: Path, canary: Path) -> list[Payload]:
 
 
 def attempt(read: Callable[[], Any]) -> tuple[str, float]:
-    """Read in a process of its own, with little memory and time; return what became of it, and in how long."""
+    """Read in a process of its own, with little memory and time; return what became of it, and in
+    how long.
+    """
     started = time.monotonic()
     report, write = os.pipe()
     pid = os.fork()
@@ -328,9 +352,11 @@ def run(trials: int = 100, seed: int = 1) -> dict[str, Any]:
         print(name, result)
     slowest = max(seconds for _, seconds in results.values())
     return {
-        "trials": len(every), "refused": len(every) - len(bad), "canary_touched": len(touched),
+        "trials": len(every),
+        "refused": len(every) - len(bad),
+        "canary_touched": len(touched),
         "slowest_seconds": round(slowest, 2),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

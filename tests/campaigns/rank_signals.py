@@ -1,9 +1,15 @@
-"""SIGTERM a run of 2 ranks with 2 workers each at random instants: saved in 5 s, all at one step, goes on bit for bit."""
+"""SIGTERM a run of 2 ranks with 2 workers each at random instants: saved in 5 s, all at one step,
+goes on bit for bit.
+"""
 
 import os
 import random
+import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from launch import Launch
 from rig import fingerprint, image_options, make_images, scratch, script

@@ -1,10 +1,16 @@
-"""Kill a rank of a run that torchrun starts again: it ends with the weights of the run that nobody disturbed."""
+"""Kill a rank of a run that torchrun starts again: it ends with the weights of the run that nobody
+disturbed.
+"""
 
 import os
 import random
 import signal
+import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from launch import Launch
 from rig import fingerprint, options, scratch, script

@@ -1,9 +1,15 @@
-"""SIGTERM a run and its workers at random instants, also in tests and in saves: saved in 5 s, goes on bit for bit."""
+"""SIGTERM a run and its workers at random instants, also in tests and in saves: saved in 5 s, goes
+on bit for bit.
+"""
 
 import os
 import random
+import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import Child, fingerprint, finish, image_options, make_images, scratch, script
 

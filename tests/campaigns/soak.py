@@ -1,19 +1,26 @@
-"""Fifty epochs with 1 % bad images, and 10,000 malformed decodes, with 256 files at most: memory, files and threads stay."""
+"""Fifty epochs with 1 % bad images, and 10,000 malformed decodes, with 256 files at most: memory,
+files and threads stay.
+"""
 
 import os
 import random
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bad_images import spoil
-from mutations import image_bytes, mutated
+from changed_files import image_bytes, mutated
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 from rig import Child, image_options, make_images, scratch, script
 from worker_deaths import children
 
 from datasets import decode
+from transforms import Window
 
 IMAGES = 500
 
@@ -56,11 +63,13 @@ def epochs(count: int, base: Path, pick: random.Random) -> dict[str, Any]:
     grown = max(after[0] - before[0] for before, after in zip(*seen, strict=True))
     thousands = IMAGES * (count - 1 - max(1, count // 5)) / 1000
     return {
-        "epochs": count, "ended_well": status == 0, "MiB_per_1000_images": round(grown / 2**20 / thousands, 4),
+        "epochs": count,
+        "ended_well": status == 0,
+        "MiB_per_1000_images": round(grown / 2**20 / thousands, 4),
         "more_files": max(after[1] - before[1] for before, after in zip(*seen, strict=True)),
         "more_threads": max(after[2] - before[2] for before, after in zip(*seen, strict=True)),
         "peak_MiB_of_a_worker": round(max(worker[0] for worker in seen[1][1:]) / 2**20, 1),
-    }  # fmt: skip
+    }
 
 
 def decodes(count: int, pick: random.Random) -> dict[str, Any]:
@@ -71,13 +80,8 @@ def decodes(count: int, pick: random.Random) -> dict[str, Any]:
         data = mutated(whole[number % 2], pick)
         try:
             width, height = decode.size(data, 1 << 20)
-            decode.read_windows(
-                data,
-                np.array([0.0, 0, min(width, 16), min(height, 16)]),
-                16,
-                whole=True,
-                headroom=1,
-            )
+            box = np.array([0.0, 0, min(width, 16), min(height, 16)])
+            decode.read_windows(data, box, Window(box, 16, headroom=1))
         except ValueError:
             refused += 1
         if number == count // 10:

@@ -1,10 +1,15 @@
-"""Run with 0, 1, 2 and 4 workers, each start method, other prefetching, and switched on resume: same samples, same pixels."""
+"""Run with 0, 1, 2 and 4 workers, each start method, other prefetching, and switched on resume:
+same samples, same pixels.
+"""
 
 import hashlib
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import Child, fingerprint, image_options, make_images, scratch, script
 
@@ -15,7 +20,9 @@ WAYS += [(2, "forkserver", 2), (2, "spawn", 2)]
 
 
 def recording(log: Path, prefetch: int) -> Any:
-    """Return what a child does before its run: write down each training sample and a hash of its pixels."""
+    """Return what a child does before its run: write down each training sample and a hash of its
+    pixels.
+    """
 
     def before() -> None:
         make, epoch_of = data.DataLoader.__init__, data.FileLoader.epoch
@@ -42,7 +49,9 @@ def recording(log: Path, prefetch: int) -> Any:
 
 
 def samples(log: Path) -> list[str]:
-    """Return the training samples in their order; a test pass that was stopped is done again, so it is not compared."""
+    """Return the training samples in their order; a test pass that was stopped is done again, so it
+    is not compared.
+    """
     return [line for line in log.read_text().splitlines() if line.startswith("True")]
 
 

@@ -1,11 +1,16 @@
-"""Kill, or stop for good, one of the processes that read images: a named error in time, a checkpoint, nothing left over."""
+"""Kill, or stop for good, one of the processes that read images: a named error in time, a
+checkpoint, nothing left over.
+"""
 
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import (
     Child,
@@ -69,9 +74,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
             counts[how] += 1
             slowest[how] = max(slowest[how], took)
             text = child.text()
-            named = (
-                "a process that reads images has ended or hangs" in text and "Traceback" not in text
-            )
+            named = "a loader worker died or stopped responding" in text and "Traceback" not in text
             counts["named_in_time"] += (
                 status == 1 and named and took < (SOON if how == "killed" else TIMEOUT + 2)
             )
@@ -81,7 +84,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
                     flush=True,
                 )
             newest = checkpoint.newest(run_folder(folder) / "checkpoints")
-            counts["saved"] += newest is not None and newest[1]["progress"]["step"] >= until - 1
+            counts["saved"] += newest is not None and newest.progress.step >= until - 1
             counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in found)
             if trial % 6 == 0:  # the run that goes on is the one that was not hurt
                 finish([*image_options(folder, images), *more, "--continue"])

@@ -1,0 +1,131 @@
+"""Other programs run our networks without our code, and know what they see."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rig import make_images
+
+import export
+import main
+import model
+import predict
+from base.errors import Failed
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    images = make_images(folder / "images", 24)
+    sizes = [
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--batchSize",
+        "8",
+        "--GPU",
+        "-1",
+        "--nThreads",
+        "0",
+        "--nEpochs",
+        "2",
+    ]
+    main.main(
+        [
+            "--dataset",
+            "folder",
+            "--data_dir",
+            str(images),
+            *sizes,
+            "--netType",
+            "googlenet",
+            "--expDir",
+            str(folder),
+        ]
+    )
+    return folder / "folder" / "googlenet" / "best.pt"
+
+
+def expected(weights: Path, images: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return model.load(str(weights))(torch.from_numpy(images)).softmax(1).numpy()
+
+
+@pytest.fixture
+def seen() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (5, 3, 20, 20), np.uint8)
+
+
+def test_onnx_runs_where_our_code_is_not(weights: Path, seen: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    export.main([str(weights), "--to", "onnx", str(tmp_path / "x.onnx")])
+    np.save(tmp_path / "seen.npy", seen)
+    code = (
+        "import json, numpy, onnxruntime\ns = onnxruntime.InferenceSession('x.onnx', "
+        "providers=['CPUExecutionProvider'])\n"
+        "numpy.save('got.npy', s.run(None, {'images': numpy.load('seen.npy')})[0])\n"
+        "print(json.dumps(s.get_modelmeta().custom_metadata_map))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    about = json.loads(result.stdout)
+    assert json.loads(about["classes"]) == ["class 0", "class 1", "class 2"]
+    assert (about["netType"], about["cropSize"], about["imageSize"]) == ("googlenet", "20", "24")
+    assert json.loads(about["record"])["epoch"] in (1, 2)
+    np.testing.assert_allclose(np.load(tmp_path / "got.npy"), expected(weights, seen), atol=1e-4)
+
+
+def test_pt2_takes_any_number_of_images(weights: Path, seen: np.ndarray, tmp_path: Path) -> None:
+    export.main([str(weights), "--to", "pt2", str(tmp_path / "x.pt2")])
+    extra = {"metadata.json": ""}
+    program = torch.export.load(str(tmp_path / "x.pt2"), extra_files=extra).module()
+    for count in (1, 5):
+        got = program(torch.from_numpy(seen[:count])).detach().numpy()
+        np.testing.assert_allclose(got, expected(weights, seen[:count]), atol=1e-4)
+    assert json.loads(extra["metadata.json"])["netType"] == "googlenet"
+
+
+def test_safetensors_holds_the_weights(weights: Path, tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    export.main([str(weights), "--to", "safetensors", str(tmp_path / "x.safetensors")])
+    own = model.load(str(weights)).state_dict()
+    with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["class 0", "class 1", "class 2"]
+        assert {*file.keys()} == own.keys()
+        assert all(torch.equal(file.get_tensor(name), own[name]) for name in own)
+
+
+def test_nothing_is_left_where_an_export_fails(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, out in (
+        (tmp_path / "missing.pt", tmp_path / "x.pt2"),
+        (weights, tmp_path / "no" / "x.pt2"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(source), "--to", "pt2", str(out)])
+        assert stop.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    network = model.load(str(weights))
+    with pytest.raises(Failed, match="differ by"):
+        export.check(network, lambda images: torch.zeros(len(images), 3), tmp_path / "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_shows_what_was_named(weights: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(tmp_path / "a $.png")
+    with pytest.raises(SystemExit) as stop:
+        predict.main(
+            [str(weights), str(tmp_path / "a $.png"), "--sheet", str(tmp_path / "sheet.png")]
+        )
+    assert stop.value.code == 0
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size[0] >= 200

@@ -1,0 +1,120 @@
+"""A weights file alone is enough to test it again and to name images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+import predict
+
+OPTIONS = [
+    "--GPU",
+    "-1",
+    "--nThreads",
+    "0",
+    "--imageSize",
+    "24",
+    "--cropSize",
+    "20",
+    "--batchSize",
+    "8",
+]
+
+
+@pytest.fixture
+def trained(images: Path, tmp_path: Path) -> Path:
+    main.main(
+        [
+            "--dataset",
+            "folder",
+            "--data_dir",
+            str(images),
+            "--nEpochs",
+            "8",
+            *OPTIONS,
+            "--expDir",
+            str(tmp_path / "runs"),
+        ]
+    )
+    return tmp_path / "runs" / "folder" / "alexnetbn"
+
+
+def test_a_test_alone_gives_the_figures_of_the_last_test(
+    trained: Path, images: Path, tmp_path: Path
+) -> None:
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images),
+        *OPTIONS,
+        "--expDir",
+        str(tmp_path / "runs"),
+    ]
+    for _ in range(2):
+        main.main([*arguments, "--test", "--retrain", str(trained / "model_8.pt")])
+    found = json.loads((tmp_path / "runs" / "folder" / "alexnetbn-test" / "test.json").read_text())
+    last = json.loads((trained / "log.jsonl").read_text().splitlines()[-1])
+    for name in ("test_loss", "test_top1", "test_top5", "test_map"):
+        assert found[name] == last[name]
+
+
+def test_images_are_named_and_bad_ones_too(
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    red = np.zeros((40, 60, 3), np.uint8)
+    red[:, :, 0] = 160
+    Image.fromarray(red).save(tmp_path / "red.png")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    out = tmp_path / "out.csv"
+    with pytest.raises(SystemExit) as stop:
+        predict.main(
+            [
+                str(trained / "best.pt"),
+                str(tmp_path / "red.png"),
+                str(tmp_path / "bad.jpg"),
+                str(images / "val"),
+                "--top",
+                "2",
+                "--csv",
+                str(out),
+            ]
+        )
+    said = capsys.readouterr()
+    assert stop.value.code == 1
+    assert "bad.jpg: not a JPEG" in said.err
+    assert "red.png: class " in said.out
+    lines = out.read_text().splitlines()
+    assert lines[0] == "path,rank,class,probability"
+    assert len(lines) == 1 + 2 * (1 + 9)
+    monkeypatch.setattr("sys.stdin", iter([f"{tmp_path / 'red.png'}\n"]))
+    with pytest.raises(SystemExit) as stop:
+        predict.main(
+            [
+                str(
+                    trained
+                    / "checkpoints"
+                    / max(p.name for p in (trained / "checkpoints").iterdir())
+                ),
+                "-",
+            ]
+        )
+    assert stop.value.code == 0
+
+
+def test_what_holds_no_weights_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    for name in ("x.pt", "missing.pt"):
+        with pytest.raises(SystemExit) as stop:
+            predict.main([str(tmp_path / name), "image.jpg"])
+        assert stop.value.code == 2
+        assert name in capsys.readouterr().err

@@ -1,0 +1,405 @@
+"""Every data set reads what its published files hold, a folder of one's own is split once and for
+all.
+"""
+
+import gzip
+import http.server
+import pickle
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from common import DATA, refused_with
+from scipy import stats
+
+import main
+import prepare
+from base.errors import Refused
+from base.fetch import digest_of, fetch
+from datasets import arrays, cifar, folder
+from datasets.split import split
+from loading.plan import BalancedPlan
+
+
+def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
+    """Write files in the published form: protocol 2, arrays under NumPy 1's names."""
+    noise = np.random.default_rng(5)
+    classes = [f"thing {n}" for n in range(10 if what is cifar.CIFAR10 else 100)]
+
+    def write(name: str, value: object) -> None:
+        content = pickle.dumps(value, 2).replace(
+            b"numpy._core.multiarray", b"numpy.core.multiarray"
+        )
+        (root / what.folder).mkdir(parents=True, exist_ok=True)
+        (root / what.folder / name).write_bytes(content)
+
+    write(what.meta, {what.names: classes, "num_vis": 3072})
+    for name in (*what.train, *what.test):
+        labels = noise.integers(0, len(classes), count).tolist()
+        pixels = noise.integers(0, 256, (count, 3072), np.uint8)
+        write(
+            name,
+            {
+                "data": pixels,
+                what.labels: labels,
+                "filenames": ["x.png"] * count,
+                "batch_label": "one",
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("what", "ours", "theirs"),
+    [
+        (cifar.CIFAR10, cifar.cifar10, torchvision.datasets.CIFAR10),
+        (cifar.CIFAR100, cifar.cifar100, torchvision.datasets.CIFAR100),
+    ],
+)
+def test_cifar_is_what_torchvision_reads(
+    tmp_path: Path, what, ours, theirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path, what)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_load_meta", lambda self: None)
+    for part in ("train", "test"):
+        images = ours(str(tmp_path), part)
+        reference = theirs(str(tmp_path), train=part == "train")
+        assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), reference.data)
+        assert images.labels.tolist() == reference.targets
+    assert images.classes[3] == "thing 3"
+    assert len(ours(str(tmp_path / what.folder), "test")) == len(
+        images
+    )  # the folder itself does as well
+
+
+class Bad:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return (Path.touch, (self.canary,))
+
+
+def test_cifar_files_that_are_not_what_they_should_be_are_refused(tmp_path: Path) -> None:
+    write_cifar(tmp_path, cifar.CIFAR10)
+    path = tmp_path / cifar.CIFAR10.folder / "test_batch"
+    whole = path.read_bytes()
+    canary = tmp_path / "canary"
+    pixels = np.zeros((2, 3072), np.uint8)
+    wrong = [
+        (whole[: len(whole) // 2], "no CIFAR file"),
+        (pickle.dumps({"data": Bad(canary), "labels": [1]}), "asks for pathlib"),
+        (pickle.dumps({"data": pixels, "labels": [1]}, 2), "1 labels"),
+        (pickle.dumps({"data": pixels.astype(np.float64), "labels": [1, 2]}, 2), "type"),
+        (pickle.dumps({"data": pixels, "labels": [1, 10]}, 2), "label 10"),
+        (pickle.dumps([1, 2]), "has no 'data'"),
+        (b"", "no CIFAR file"),
+    ]
+    for content, words in wrong:
+        path.write_bytes(content)
+        with pytest.raises(Refused, match=words) as refused:
+            cifar.cifar10(str(tmp_path), "test")
+        assert "test_batch" in str(refused.value)
+    assert not canary.exists()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A server of this machine that sends parts of files; it cuts off what is called cut.bin."""
+    root = tmp_path / "site"
+    root.mkdir()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = (root / self.path[1:]).read_bytes()
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            part = content[start:]
+            self.wfile.write(part[: len(part) // 2] if "cut" in self.path else part)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/", root
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_fetch_that_was_cut_off_goes_on(site: tuple[str, Path], tmp_path: Path) -> None:
+    url, root = site
+    content = np.random.default_rng(1).bytes(300_000)
+    (root / "cut.bin").write_bytes(content)
+    (root / "whole.bin").write_bytes(content)
+    md5 = digest_of(root / "whole.bin")
+    with pytest.raises(Refused, match=r"cut off after 150000 of 300000.*put whole\.bin"):
+        fetch(url + "cut.bin", tmp_path / "whole.bin", md5)
+    assert (tmp_path / "whole.bin.part").stat().st_size == 150_000
+    fetch(url + "whole.bin", tmp_path / "whole.bin", md5)
+    assert (tmp_path / "whole.bin").read_bytes() == content
+    assert not (tmp_path / "whole.bin.part").exists()
+
+
+def test_a_fetch_of_something_else_leaves_nothing(site: tuple[str, Path], tmp_path: Path) -> None:
+    url, root = site
+    (root / "x.bin").write_bytes(b"other")
+    with pytest.raises(Refused, match="it was removed"):
+        fetch(url + "x.bin", tmp_path / "x.bin", "0" * 32)
+    assert not list(tmp_path.glob("x.bin*"))
+    with pytest.raises(Refused, match=r"cannot fetch .* put y\.bin into"):
+        fetch("http://127.0.0.1:9/y.bin", tmp_path / "y.bin", "0" * 32)
+
+
+def test_an_archive_is_unpacked_to_its_own_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path / "made", cifar.CIFAR10)
+    archive = tmp_path / cifar.CIFAR10.archive
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made" / cifar.CIFAR10.folder, cifar.CIFAR10.folder)
+        tar.add(__file__, "../outside.py")
+    with pytest.raises(Refused, match="has MD5"):
+        cifar.cifar10(str(tmp_path), "test")
+    monkeypatch.setattr(
+        cifar, "CIFAR10", cifar.Published(**cifar.CIFAR10.__dict__ | {"md5": digest_of(archive)})
+    )
+    assert len(cifar.cifar10(str(tmp_path), "test")) == 20
+    assert not (tmp_path.parent / "outside.py").exists()
+    assert {p.name for p in (tmp_path / cifar.CIFAR10.folder).iterdir()} == {
+        "batches.meta",
+        "test_batch",
+        *cifar.CIFAR10.train,
+    }
+
+
+def test_fashion_is_read_from_a_bare_folder_of_packed_files(tmp_path: Path) -> None:
+    for path in (DATA / "mnist").iterdir():
+        shutil.copy(path, tmp_path)
+    packed = arrays.fashionmnist(str(tmp_path), "train")
+    assert packed.classes[9] == "Ankle boot"
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (DATA / "mnist").iterdir():
+        (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+    reference = torchvision.datasets.FashionMNIST(str(tmp_path), train=True)
+    assert torch.equal(packed.pixels[:, 0], reference.data)
+
+
+def names_of(counts: dict[str, int], start: int = 0) -> tuple[list[str], np.ndarray]:
+    names = [
+        f"{label}/{n}.jpg" for label, count in counts.items() for n in range(start, start + count)
+    ]
+    return names, np.repeat(np.arange(len(counts)), list(counts.values()))
+
+
+def test_a_split_is_stratified_disjoint_and_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "split.csv"
+    names, labels = names_of({"a": 100, "b": 57, "c": 2})
+    test = split(names, labels, 0.1, 3, kept)
+    for label, count in enumerate((100, 57, 2)):
+        assert abs(test[labels == label].sum() - 0.1 * count) <= 1
+    assert (split(names, labels, 0.1, 3, kept) == test).all()
+    assert (split(names, labels, 0.1, 3, None) == test).all()
+    more, more_labels = names_of({"a": 10, "b": 6, "c": 1}, start=1000)
+    grown = split(more + names, np.concatenate([more_labels, labels]), 0.1, 3, kept)
+    assert (grown[len(more) :] == test).all()
+    for label, count in enumerate((110, 63, 3)):
+        both = np.concatenate([more_labels, labels])
+        assert abs(grown[both == label].sum() - 0.1 * count) <= 1
+    assert split(names, labels, 0.3, 3, kept).sum() > 2 * test.sum()
+
+
+def test_names_of_any_bytes_keep_their_side(tmp_path: Path) -> None:
+    names = ["a/line\nbreak.jpg", 'a/quote",.jpg', "a/bad\udcff.jpg", "a/ü.jpg"]
+    test = split(names, np.zeros(4, np.int64), 0.5, 1, tmp_path / "s.csv")
+    assert (split(names, np.zeros(4, np.int64), 0.5, 1, tmp_path / "s.csv") == test).all()
+    assert (tmp_path / "s.csv").read_bytes().count(b"share") == 1
+
+
+def test_a_folder_without_a_split_trains(images: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--dataset",
+        "folder",
+        "--data_dir",
+        str(images / "train"),
+        "--valShare",
+        "0.25",
+        "--GPU",
+        "-1",
+    ]
+    arguments += [
+        "--nEpochs",
+        "1",
+        "--imageSize",
+        "24",
+        "--cropSize",
+        "20",
+        "--nThreads",
+        "0",
+        "--expDir",
+        str(tmp_path / "r"),
+    ]
+    main.main([*arguments, "--balanced", "--classWeights"])
+    split_files = list((tmp_path / "r").rglob("split*.csv"))
+    assert split_files
+    assert split_files[0].read_text().count("test,") == 6
+
+
+def test_folders_that_mean_two_things_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="split of its own"):
+        folder.open_folder(str(images), "train", val_share=0.1)
+    with refused_with(r"--valShare 0\.1"):
+        folder.open_folder(str(images / "train"), "train")
+    shutil.copytree(images / "train" / "class 0", images / "class 7")
+    with pytest.raises(Refused, match=r"holds both train/ and images in class 7/"):
+        folder.open_folder(str(images), "train")
+    shutil.rmtree(images / "class 7")
+    shutil.copytree(images / "train" / "class 0", images / "train" / "Class 0")
+    with pytest.raises(Refused, match="differ in case only"):
+        folder.open_folder(str(images), "train")
+    single = tmp_path / "single"
+    shutil.copytree(images / "train" / "class 0", single / "only")
+    with pytest.raises(Refused, match="one class only, 'only'"):
+        folder.open_folder(str(single), "train", val_share=0.1)
+    (single / "other").mkdir()
+    shutil.copy(images / "train" / "class 0" / "0.jpg", single / "other")
+    with pytest.raises(Refused, match="has 1 image"):
+        folder.open_folder(str(single), "train", val_share=0.1)
+
+
+def test_balanced_draws_are_even_over_classes_and_images() -> None:
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    plan = BalancedPlan(1000, 100, 3, True, labels=labels)
+    drawn = np.concatenate(
+        [plan.indices(epoch, number) for epoch in range(9) for number in range(len(plan))]
+    )
+    assert stats.chisquare(np.bincount(labels[drawn])).pvalue > 1e-3
+    rare = np.bincount(drawn[labels[drawn] == 2] - 990, minlength=10)
+    assert stats.chisquare(rare).pvalue > 1e-3
+    shares = [
+        BalancedPlan(1000, 100, 3, True, None, rank, 3, labels=labels).indices(2, 4)
+        for rank in range(3)
+    ]
+    assert sorted(np.concatenate(shares)) == sorted(plan.indices(2, 4))
+
+
+@pytest.mark.parametrize("freeze", ["features", "1", "2"])
+def test_frozen_layers_stay_bit_for_bit(tmp_path: Path, freeze: str) -> None:
+    from base import archive
+
+    arguments = [
+        "--dataset",
+        "synthetic",
+        "--synthetic",
+        "64:4:32",
+        "--imageSize",
+        "32",
+        "--cropSize",
+        "32",
+        "--GPU",
+        "-1",
+    ]
+    arguments += [
+        "--batchSize",
+        "16",
+        "--nEpochs",
+        "1",
+        "--expDir",
+        str(tmp_path),
+        "--netType",
+        "alexnetowtbn",
+    ]
+    main.main([*arguments, "--expID", "first"])
+    first = archive.read(tmp_path / "synthetic" / "first" / "model_1.pt")["network"]
+    weights = str(tmp_path / "synthetic" / "first" / "model_1.pt")
+    main.main(
+        [
+            *arguments,
+            "--expID",
+            "second",
+            "--retrain",
+            weights,
+            "--freeze",
+            freeze,
+            "--backboneLR",
+            "0.1",
+        ]
+    )
+    second = archive.read(tmp_path / "synthetic" / "second" / "model_1.pt")["network"]
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    last = {"1": ("body.classifier.8.",), "2": ("body.classifier.8.", "body.classifier.6.")}
+    assert changed
+    assert all(name.startswith(last.get(freeze, ("body.classifier.",))) for name in changed), (
+        changed
+    )
+
+
+def test_class_weights_are_inverse_to_frequency(images: Path, tmp_path: Path) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    import configs
+    import opts
+
+    for path in list((images / "train" / "class 0").iterdir())[:5]:
+        path.unlink()
+    options = opts.parse(
+        ["--dataset", "folder", "--data_dir", str(images), "--classWeights", "--GPU", "-1"]
+    )
+    train, _ = configs.open_both(options)
+    weights = configs.make_criterion(options, train, torch.device("cpu")).weights
+    assert weights is not None
+    theirs = compute_class_weight("balanced", classes=np.arange(3), y=train.labels)
+    assert weights.tolist() == pytest.approx(theirs.tolist())
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashionmnist"])
+def test_every_data_set_trains_by_its_name(name: str, tmp_path: Path) -> None:
+    if name == "fashionmnist":
+        where = DATA / "mnist"
+    else:
+        where = tmp_path
+        write_cifar(tmp_path, {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}[name], 100)
+    arguments = [
+        "--dataset",
+        name,
+        "--data_dir",
+        str(where),
+        "--limit",
+        "96",
+        "--nEpochs",
+        "1",
+        "--GPU",
+        "-1",
+    ]
+    main.main([*arguments, "--expDir", str(tmp_path / "runs")])
+    assert list((tmp_path / "runs").rglob("log.jsonl"))
+
+
+def test_prepare_tells_what_a_folder_holds(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "train" / "class 1" / "bad.jpg").write_bytes(b"no image")
+    prepare.main(["info", "--data_dir", str(images)])
+    said = capsys.readouterr()
+    assert "train: 25 images in 3 classes" in said.out
+    assert "JPEG 24" in said.out
+    assert "class 1 (9)" in said.out
+    assert "bad.jpg: not a JPEG" in said.err
+    prepare.main(["info", "--data_dir", str(images / "train")])
+    assert "--valShare 0.1" in capsys.readouterr().out
+    prepare.main(["fashionmnist", "--data_dir", str(DATA / "mnist")])
+    assert "400 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["info", "--data_dir", "/nowhere"])
+    assert stop.value.code == 2

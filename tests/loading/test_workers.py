@@ -1,0 +1,75 @@
+"""Workers: lost ones are named, bad images counted, and nothing grows."""
+
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import bad_images
+import pytest
+import soak
+import worker_deaths
+
+from loading.deaths import WorkerWatch
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """The campaigns set handlers for children; give back what was there."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_bad_images_are_named_counted_and_never_replaced() -> None:
+    result = bad_images.run(2)
+    assert {result.pop("trials")} == set(result.values())
+
+
+def test_a_lost_reading_process_is_named_and_the_run_saved() -> None:
+    result = worker_deaths.run(6)
+    assert result["named_in_time"] >= 5, result  # by the clock, on machines that are busy
+    assert result["saved"] == 6
+    assert result["equal"] == 1
+    assert result["orphans"] == result["left_in_shared_memory"] == 0
+
+
+PIPE = multiprocessing.Pipe()  # kept open: nothing ever comes through it
+WAITS = {
+    "queue": lambda: queue.Queue().get(timeout=9),
+    "pipe": PIPE[0].recv,
+    "poll": lambda: PIPE[0].poll(9),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) -> None:
+    """Beside a GPU that is a queue, which the thread that pins memory fills."""
+
+    def tell(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker is killed")
+
+    def await_a_batch() -> None:
+        with deaths.guard(60):
+            deaths.pending = True
+            wait()
+
+    deaths = WorkerWatch(tell)
+    before = signal.signal(signal.SIGALRM, deaths._on_alarm)
+    try:
+        with pytest.raises(RuntimeError, match="is killed"):
+            await_a_batch()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_memory_files_and_threads_stay() -> None:
+    result = soak.run(10)
+    assert result["ended_well"]
+    assert result["MiB_per_1000_images"] < 1
+    assert result["MiB_per_1000_decodes"] < 1
+    assert result["more_files"] <= 8  # batches under way are files too
+    assert (
+        result["more_threads"] == result["files_left_open"] == result["left_in_shared_memory"] == 0
+    )

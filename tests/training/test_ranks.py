@@ -1,0 +1,155 @@
+"""Several ranks train the same network as one, test each image once, and end together."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from common import ROOT
+from rig import OPTIONS
+
+from base.randomness import shuffled
+from loading.plan import Plan
+from run import checkpoint
+
+CHILD = ROOT / "tests" / "support" / "parity_child.py"
+FILES = ["--netType", "alexnetbn", *OPTIONS[2:], "--dataset", "folder", "--nThreads", "1"]
+TRAIN = [
+    *OPTIONS,
+    "--dataset",
+    "synthetic",
+    "--synthetic",
+    "203:4:20",
+    "--augment",
+    "crop,flip",
+    "--logger",
+    "none",
+]
+
+
+def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on so many ranks of one thread each, on a port of its own."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(CHILD.parent)]),
+    }
+    return subprocess.run(
+        [*launch, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
+    )
+
+
+def parity(ranks: int, kind: str, out: Path, *more: str) -> dict:
+    result = torchrun(
+        ranks, str(CHILD), str(out), kind, *TRAIN, "--expDir", str(out), "--nEpochs", "4", *more
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return torch.load(f"{out}.0", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("alone")
+    return {kind: parity(1, kind, folder / kind) for kind in ("float32", "float64")}
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_train_the_network_of_one(ranks: int, alone: dict[str, dict], tmp_path: Path) -> None:
+    single = parity(ranks, "float32", tmp_path / "float32", "--syncBN")
+    largest = max(gradient.abs().max() for gradient in alone["float32"]["gradients"])
+    for own, one in zip(single["gradients"], alone["float32"]["gradients"], strict=True):
+        assert (own - one).abs().max() <= 1e-5 * largest
+    double = parity(ranks, "float64", tmp_path / "float64", "--syncBN")
+    for own, one in zip(double["network"], alone["float64"]["network"], strict=True):
+        assert torch.allclose(own.double(), one.double(), rtol=1e-9, atol=1e-9)
+    weights = [
+        torch.load(f"{tmp_path / 'float64'}.{rank}", weights_only=True)["network"]
+        for rank in range(ranks)
+    ]
+    trained = [torch.cat([value.flatten().double() for value in rank]) for rank in weights]
+    assert all(torch.equal(trained[0], other) for other in trained[1:])
+
+
+def test_a_run_of_two_ranks_is_one_run(images: Path, tmp_path: Path) -> None:
+    arguments = [*FILES, "--data_dir", str(images)]
+    logs = []
+    for ranks in (1, 2):
+        result = torchrun(ranks, "main.py", *arguments, "--expDir", str(tmp_path / str(ranks)))
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert result.stdout.count("best test top-1") == 1
+        folder = next((tmp_path / str(ranks)).glob("folder/alexnetbn"))
+        logs.append([json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()])
+        assert (folder / "classes.csv").exists()
+        found = checkpoint.newest(folder / "checkpoints")
+        assert found is not None
+        assert found.progress.step == logs[-1][-1]["step"] == 6
+    for record in logs[1]:
+        assert record["test_top1"] * 9 / 100 == pytest.approx(
+            round(record["test_top1"] * 9 / 100)
+        )  # of 9 images, once each
+
+
+def test_under_torchrun_a_wrong_call_is_said_once(tmp_path: Path) -> None:
+    result = torchrun(2, "main.py", *FILES, "--expDir", str(tmp_path), "--nGPU", "2")
+    assert result.returncode
+    assert result.stderr.count("a rank has one GPU") == 1
+    result = torchrun(
+        2, "main.py", "--dataset", "folder", "--data_dir", str(tmp_path / "none"), "--GPU", "-1"
+    )
+    assert result.returncode
+    assert result.stderr.count("there is no folder") == 1
+
+
+def test_a_bad_image_on_one_rank_ends_all(images: Path, tmp_path: Path) -> None:
+    (images / "train" / "class 1" / "1.jpg").write_bytes(b"no image")
+    started = time.monotonic()
+    result = torchrun(
+        2, "main.py", *FILES, "--data_dir", str(images), "--expDir", str(tmp_path / "runs")
+    )
+    assert result.returncode
+    assert time.monotonic() - started < 60
+    assert "bad image" in result.stderr
+
+
+@pytest.mark.parametrize("world", [1, 3, 64, 4096])
+def test_every_rank_of_any_number_has_its_share(world: int) -> None:
+    count = 10**9 + 7
+    plans = [Plan(count, 8192, 1, True, rank=rank, world=world) for rank in range(world)]
+    number = len(plans[0]) // 2
+    parts = [plan.indices(3, number) for plan in plans]
+    sizes = [len(part) for part in parts]
+    assert sum(sizes) == 8192
+    assert max(sizes) - min(sizes) <= 1
+    whole = Plan(count, 8192, 1, True).indices(3, number)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(whole))
+    assert len(np.unique(whole)) == 8192
+    last = [plan.indices(3, len(plan) - 1) for plan in plans]
+    assert sum(map(len, last)) == plans[0].size(len(plans[0]) - 1) == count % 8192
+
+
+@pytest.mark.parametrize("world", [1, 2, 7, 100])
+def test_an_epoch_over_all_ranks_has_every_image_once(world: int) -> None:
+    plans = [Plan(10_007, 128, 4, True, rank=rank, world=world) for rank in range(world)]
+    every = np.concatenate([part for plan in plans for part in plan.epoch(2)])
+    assert np.array_equal(np.sort(every), np.arange(10_007))
+
+
+def test_the_order_of_a_billion_images_is_a_bijection() -> None:
+    count = 10**9
+    places = np.random.default_rng(0).integers(0, count, 100_000)
+    images = shuffled(np.unique(places), count, 5, 2)
+    assert len(np.unique(images)) == len(np.unique(places))
+    assert images.min() >= 0
+    assert images.max() < count
