@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,25 @@ from data import ArrayLoader, FileLoader, Images
 from datasets.images import FileImages, Limits, display_names
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
-from models import NETWORKS
+from models import NETWORKS, OURS
 from models.layers import SMALL
 from models.recompute import recompute
 from opts import FREE, Options
 from report.console import Console
 from report.report import Report
-from run import checkpoint, folder
+from run import checkpoint, folder, memory
 from run.checkpoint import Progress, Saved
+from run.memory import room_for
 from run.run import Run, RunOptions, ending
 from run.signals import Signals
 from run.watch import Watch
 from training.batchnorm import synchronise
 from training.metrics import Criterion
 from training.ranks import Ranks, join, leave, make_distributed
+from training.replicas import Replicas
 from training.schedule import Schedule, make_schedule
 from training.step import Step
-from training.updater import Updater, make_optimizer
+from training.updater import Updater, has_batch_norm, make_optimizer
 from transforms import Pipeline
 
 SAMPLE = 10_000  # images that mean and standard deviation are taken from
@@ -51,10 +55,12 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 @contextlib.contextmanager
 def start(options: Options) -> Iterator[Run]:
     """Open the run's folder and give what the loop needs of its surroundings. Raises Refused."""
-    device = utils.device_for(options.GPU, options.nGPU, int(os.environ.get("LOCAL_RANK", "0")))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    local = int(os.environ.get("LOCAL_RANK") or 0)
+    device = utils.device_for(options.GPU, options.gpus, local, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    ranks = join(device)
+    ranks = join(device, options.resume_command)
     _set_backends(options)
     utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")
@@ -81,7 +87,9 @@ def start(options: Options) -> Iterator[Run]:
 def _set_backends(options: Options) -> None:
     """Set what torch keeps for the whole process."""
     torch.backends.cudnn.enabled = options.backend == "cudnn"
-    torch.backends.cudnn.benchmark = options.backend == "cudnn" and not options.deterministic
+    # DataParallel's threads are new in each step and would search anew in each.
+    searches = options.backend == "cudnn" and not options.deterministic and options.gpus == 1
+    torch.backends.cudnn.benchmark = searches
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if options.deterministic:
@@ -97,11 +105,11 @@ def _make_run(options: Options, ranks: Ranks, device: torch.device, signals: Sig
     recorded = options.recorded()
     return Run(
         folder=where,
-        step=Step(device, ranks, options.manualSeed, options.accumulate, precision),
+        step=Step(device, ranks, options.manualSeed, options.accumulate, precision, options.gpus),
         options=RunOptions(
             options.nEpochs, options.snapshot, options.overwrite, options.resume_command
         ),
-        environment=folder.environment(device, ranks),
+        environment=folder.environment(device, ranks, options.gpus),
         signals=signals,
         console=console,
         report=Report(where, recorded, disabled=disabled, histograms=options.histograms),
@@ -192,6 +200,8 @@ def _train_plan(options: Options, run: Run, images: Images) -> Plan:
     plan = Plan(
         count, options.batchSize, options.manualSeed, True, options.limit, ranks.rank, ranks.world
     )
+    if ranks.world > 1 and not options.syncBN and _has_batch_norm(options):
+        plan = replace(plan, smallest=2 * ranks.world)
     if options.balanced:
         plan = BalancedPlan(**plan.__dict__, labels=images.labels)
     if plan.image_count < 2:
@@ -199,11 +209,19 @@ def _train_plan(options: Options, run: Run, images: Images) -> Plan:
         raise Refused(
             f"an epoch needs at least 2 training images, {found}: check {images.where} and --limit"
         )
-    if plan.image_count < min(count, options.limit or count):
-        run.console.say(
-            "the last batch of each epoch would be 1 image, too few for batch norm: it is left out"
-        )
+    left = min(count, options.limit or count) - plan.image_count
+    if left:
+        few = "1 image" if left == 1 else f"{left} images on {ranks.world} ranks"
+        last = f"the last batch of each epoch would be {few}, too few for batch norm"
+        run.console.say(f"{last}: it is left out")
     return plan
+
+
+def _has_batch_norm(options: Options) -> bool:
+    """True where the network that will be made norms over the images of one rank."""
+    # The seed that the real one is drawn by must not be used up.
+    with torch.random.fork_rng(devices=[]):
+        return has_batch_norm(model.create(options.netType, 2, options.cropSize))
 
 
 def make_pipeline(
@@ -259,6 +277,8 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
         interpolation=options.interpolation,
         display_names=tuple(shown) if shown != images.classes else (),
     )
+    if not (options.test or options.netType in OURS):
+        model.refuse_size(network)
     if options.syncBN and run.ranks.world > 1:
         synchronise(network, run.step.device)
     if options.freeze:
@@ -267,9 +287,10 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
         _refuse_other(network.spec, run.saved)
     else:
         _initialise(options, run, network, images)
-    if options.optimize:
-        recompute(network)
-    return network.to(run.step.device).to(memory_format=torch.channels_last)
+    if options.optimize and not recompute(network):
+        run.console.say(f"--optimize changes nothing: {options.netType} repeats no blocks")
+    with room_for("the network", run.step.device):
+        return network.to(run.step.device).to(memory_format=torch.channels_last)
 
 
 def _initialise(options: Options, run: Run, network: Network, images: Images) -> None:
@@ -320,14 +341,18 @@ def make_updater(options: Options, run: Run, network: Network) -> Updater:
 
     Raises Refused where batch norm would see single images.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     share = options.batchSize // run.ranks.world
-    if norms and not options.syncBN and share // min(options.accumulate, share) < 2:
+    if has_batch_norm(network) and share // min(options.accumulate, share) < 2:
         raise Refused(
             f"--batchSize {options.batchSize}: {options.netType} has batch norm, which needs at "
             "least 2 images on "
             "each rank and in each part: raise it"
         )
+    with room_for("the optimizer's state", run.step.device):
+        return _make_updater(options, run, network)
+
+
+def _make_updater(options: Options, run: Run, network: Network) -> Updater:
     optimizer = make_optimizer(
         network,
         options.optimizer,
@@ -345,6 +370,21 @@ def make_updater(options: Options, run: Run, network: Network) -> Updater:
         average=options.ema,
         scaled=run.step.precision == torch.float16,
     )
+
+
+def memory_to_train(
+    options: Options, run: Run, network: nn.Module, updater: Updater, criterion: Criterion
+) -> AbstractContextManager[None]:
+    """Return a context in which too large a training batch is one line with what fits."""
+    trial = memory.train_trial(run.step, options.cropSize, network, criterion)
+    least = updater.least_images * run.step.gpus
+    return memory.enough_memory(run.step, options.batchSize, trial, least=least)
+
+
+def memory_to_test(options: Options, run: Run, updater: Updater) -> AbstractContextManager[None]:
+    """Return a context in which too large a batch of testing is one line with what fits."""
+    trial = memory.test_trial(run.step, options.cropSize, updater.network_for_eval)
+    return memory.enough_memory(run.step, options.batchSize, trial, testing=True)
 
 
 def schedule_of(options: Options) -> Schedule:
@@ -384,7 +424,10 @@ def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
     trained: nn.Module = network
     if options.compile:
         trained = torch.compile(network)  # type: ignore[assignment]
-    trained = utils.spread(trained, run.step.device, options.nGPU)
+    if options.gpus > 1:
+        first = run.step.device.index or 0
+        least = 2 if has_batch_norm(network) else 1
+        trained = Replicas(trained, list(range(first, first + options.gpus)), least)
     return make_distributed(trained, run.ranks, run.step.device)
 
 
@@ -435,7 +478,7 @@ def _describe_network(network: Network) -> str:
 
 
 def _describe_training(options: Options, run: Run, steps: int) -> str:
-    devices, unit = (options.nGPU, "GPU") if run.ranks.world == 1 else (run.ranks.world, "rank")
+    devices, unit = (options.gpus, "GPU") if run.ranks.world == 1 else (run.ranks.world, "rank")
     batch = f"global batch {options.batchSize}"
     if devices > 1:
         batch += f", {options.batchSize / devices:g} a {unit}"
@@ -460,4 +503,7 @@ def _describe_device(options: Options, run: Run, train: AnyLoader) -> str:
     precision = names[run.step.precision]
     threads = f"{run.ranks.world} x {run.environment['threads']} threads"
     workers = f", {options.nThreads} workers" if isinstance(train, FileLoader) else ""
-    return f"{run.environment['device']}, {precision}, {threads}{workers}"
+    together = ""
+    if options.gpus > 1:
+        together = f", {options.gpus} GPUs by DataParallel (--parallel ranks is faster)"
+    return f"{run.environment['device']}, {precision}, {threads}{workers}{together}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.errors import Refused
+from base.errors import Failed, Refused
 from base.text import printable
 from datasets import DATASETS
 from datasets.images import ArrayImages, FileImages, StoredPixels
@@ -28,6 +28,7 @@ from loading.workers import (
     start_worker,
 )
 from transforms import Pipeline
+from utils import Uploader
 
 Images = ArrayImages | FileImages
 MAX_RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
@@ -67,14 +68,14 @@ class ArrayLoader:
     ) -> None:
         self.images, self.pipeline, self.plan = images, pipeline, plan
         self.device = device
-        self.labels = torch.from_numpy(images.labels)
+        self.labels = torch.from_numpy(images.labels).to(device)
         self.bad: dict[int, BadImage] = {}  # always empty: arrays were checked as they were read
+        self.uploader = Uploader(device)
         self.pixels: Tensor | StoredPixels = images.pixels
         if isinstance(images.pixels, Tensor):
             # Channels last is resized twice as fast.
             stored = images.pixels.permute(0, 2, 3, 1).contiguous()
-            resident = device.type == "cuda" and stored.nbytes <= MAX_RESIDENT
-            self.pixels = stored.to(device) if resident else stored
+            self.pixels = resident(stored, device)
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -82,13 +83,25 @@ class ArrayLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `start` on."""
         for batch_index, indices in enumerate(self.plan.epoch(epoch, start), start):
-            images = self.pipeline.cut_arrays(self._rows(indices), epoch, indices)
-            images = images.to(self.device, non_blocking=True)
-            # Grey images look the same in each channel.
-            images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
-            images = self.pipeline.apply_steps(images, self.pipeline.draw_uniforms(epoch, indices))
-            labels = self.labels[torch.from_numpy(indices)].to(self.device, non_blocking=True)
+            images, labels = self._batch(epoch, indices)
             yield Batch(images, labels, indices, self.plan.size(batch_index), batch_index)
+
+    def _batch(self, epoch: int, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of one batch on the device."""
+        pipeline = self.pipeline
+        draws = pipeline.draw_uniforms(epoch, indices)
+        height, width = self.images.pixels.shape[2:]
+        placement = pipeline.place_arrays(height, width, epoch, indices)
+        small = (indices, placement.to_send, draws.numpy())
+        chosen, placed, sent = self.uploader.pack(*small)
+        if isinstance(self.pixels, Tensor) and self.pixels.device == self.device:
+            stored = self.pixels.index_select(0, chosen).permute(0, 3, 1, 2)
+            images = pipeline.cut_placed(stored, placement, placed)
+        else:
+            images = self.uploader.send(pipeline.cut_arrays(self._rows(indices), epoch, indices))
+        # Grey images look the same in each channel.
+        images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
+        return pipeline.apply_steps(images, draws, sent), self.labels.index_select(0, chosen)
 
     def preview(self, indices: np.ndarray) -> Tensor:
         """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
@@ -103,6 +116,16 @@ class ArrayLoader:
             return self.pixels.rows(indices).permute(0, 3, 1, 2)
         chosen = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
         return self.pixels.index_select(0, chosen).permute(0, 3, 1, 2)
+
+
+def resident(stored: Tensor, device: torch.device) -> Tensor:
+    """Return the pixels on a GPU, where they are few and it has room; else where they are."""
+    if device.type != "cuda" or stored.nbytes > MAX_RESIDENT:
+        return stored
+    try:
+        return stored.to(device)
+    except torch.OutOfMemoryError:
+        return stored
 
 
 class FileLoader:
@@ -122,7 +145,8 @@ class FileLoader:
     ) -> None:
         self.images, self.pipeline, self.plan = images, pipeline, plan
         self.device, self.timeout, self.skip = device, timeout, skip
-        self.labels = torch.from_numpy(images.labels)
+        self.labels = torch.from_numpy(images.labels).to(device)
+        self.uploader = Uploader(device)
         self.bad: dict[int, BadImage] = {}
         self.tasks = Tasks()
         self.deaths = WorkerWatch()
@@ -186,11 +210,12 @@ class FileLoader:
                 raise _refusal(bad[0])
             self.bad |= {image.index: image for image in bad}
 
-            images = images.to(self.device, non_blocking=True)
+            images = self.uploader.send(images)
+            draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
+            chosen, sent = self.uploader.pack(indices.numpy(), draws.numpy())
             if self.device.type != "cpu":
-                draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
-                images = self.pipeline.apply_steps(images, draws)
-            labels = self.labels[indices].to(self.device, non_blocking=True)
+                images = self.pipeline.apply_steps(images, draws, sent)
+            labels = self.labels.index_select(0, chosen)
             total = self.plan.size(batch_index) - len(bad)
             yield Batch(images, labels, indices.numpy(), total, batch_index)
 
@@ -211,7 +236,11 @@ class FileLoader:
                     batches = batches or iter(self.loader)
                     batch = next(batches)
             except (RuntimeError, EOFError, ConnectionError) as error:
-                text = (str(error) or type(error).__name__).splitlines()[0]
+                lines = (str(error) or type(error).__name__).strip().splitlines()
+                text = lines[0]
+                # An error within a worker, which lives on: its own last line says what it is.
+                if text.startswith("Caught "):
+                    raise Failed(f"a loader worker failed: {lines[-1]}") from error
                 # A worker killed halfway through handing over a batch shows as a connection that
                 # breaks off.
                 cut_off = isinstance(error, (EOFError, ConnectionError))

@@ -10,12 +10,15 @@ import sys
 import time
 
 import opts
+from run import launch
 
 if __name__ == "__main__":
     # DDP warns of a search for unused parameters, which `training.ranks` wants.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # --help and wrong options answer here, before torch is imported.
-    opts.parse()
+    given = opts.parse()
+    if given.parallel == "ranks" and given.nGPU > 1 and not launch.is_rank():
+        launch.start_ranks(given.nGPU, __file__, sys.argv[1:])
     # Until a run takes Ctrl-C over: nothing is there to save yet.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -31,7 +34,6 @@ from datasets.images import display_names
 from report import record
 from report.record import TestMetrics, TrainMetrics
 from report.tables import Tested
-from run.memory import enough_memory
 from run.run import Run
 from training.metrics import Criterion, Sums, average_precisions
 from training.ranks import reduced_if
@@ -48,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         updater = configs.make_updater(options, run, network)
         configs.print_header(options, run, network, train_loader, test_loader)
         if options.test:
-            tested = test(run, updater.network_for_eval, test_loader, Sums(run.step.device))
+            with configs.memory_to_test(options, run, updater):
+                tested = test(run, updater.network_for_eval, test_loader, Sums(run.step.device))
             run.console.show_test(tested.metrics)
             run.report.draw(tested, [], confusion=True)
             return
@@ -58,10 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         progress = configs.resume(options, run, network, updater)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
-            with enough_memory(run.step, options.batchSize, options.cropSize, parallel, criterion):
+            with configs.memory_to_train(options, run, parallel, updater, criterion):
                 sums, trained = train(run, parallel, train_loader, updater, criterion)
             run.ranks.share_buffers(updater.network_for_eval)
-            tested = test(run, updater.network_for_eval, test_loader, sums)
+            with configs.memory_to_test(options, run, updater):
+                tested = test(run, updater.network_for_eval, test_loader, sums)
 
             line = record.join(
                 trained,
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
                 step=progress.step,
                 lr=updater.schedule.at(run.share_done(len(train_loader), before=1))[0],
                 seconds=time.perf_counter() - started,
-                peak_memory_bytes=utils.peak_memory(run.step.device),
+                peak_memory_bytes=utils.peak_memory(run.step.device, run.step.gpus),
             )
             run.finish_epoch(sums, line, tested)
         run.summary()
@@ -124,7 +128,8 @@ def gradients(
     whose mean loss the gradients are of, whatever a rank's or a part's share; number: of the step,
     from 0.
     """
-    parts = min(step.accumulate, max(1, len(images)))
+    # A short batch is trained in fewer parts: none is too small for batch norm.
+    parts = max(1, min(step.accumulate, len(images) // updater.least_images))
     losses, logits = [], []
     pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
     for part, (pixels, labels) in enumerate(pairs):

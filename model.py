@@ -148,8 +148,34 @@ def create(
 
     module, function, *first = entry.builder.split(":")
     build = getattr(import_module(f"models.{module}"), function)
-    body = build(*first, len(classes), size, stem)
+    try:
+        body = build(*first, len(classes), size, stem)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _refused_size(name, size, error) from None
     return Network(body, Spec(name, tuple(classes), image_size or size, size, stem, **others))
+
+
+def _refused_size(name: str, size: int, error: Exception) -> Refused:
+    reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    return Refused(
+        f"{name} cannot take images of {size} x {size} pixels: {reason}", limit="crop size"
+    )
+
+
+def refuse_size(network: Network) -> None:
+    """Raise Refused where the network's size lets it be built, but not trained.
+
+    Computes nothing.
+    """
+    spec = network.spec
+    state = {name: value.to("meta") for name, value in network.state_dict().items()}
+    shape = (2, 3, spec.crop_size, spec.crop_size)
+    images = torch.empty(shape, dtype=torch.uint8, device="meta")
+    try:
+        with torch.no_grad():
+            functional_call(network.train(), state, (images,), {"heads": True})
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise _refused_size(spec.net_type, spec.crop_size, error) from None
 
 
 def load(path: str) -> Network:

@@ -24,6 +24,7 @@ from base.arguments import (
     Field,
     Parser,
     allowed,
+    core_count,
     described,
     is_whole,
     kind_of,
@@ -192,7 +193,13 @@ class Options:
     GPU: int | None = option(
         None, MACHINE, "first GPU, from 0; -1: the CPU", low=-1, shown="a GPU where there is one"
     )
-    nGPU: int = option(1, MACHINE, "GPUs, with DataParallel", low=1)
+    nGPU: int = option(1, MACHINE, "GPUs to train on together", low=1)
+    parallel: str = option(
+        "threads",
+        MACHINE,
+        "how: threads of one process (DataParallel), or ranks, a process a GPU (faster)",
+        choices=("threads", "ranks"),
+    )
     syncBN: bool = option(False, MACHINE, "batch norm over the images of all ranks")
     precision: str = option(
         "auto",
@@ -206,7 +213,7 @@ class Options:
     )
     backend: str = option("cudnn", MACHINE, "cudnn, or nn: without cuDNN", choices=("cudnn", "nn"))
     nThreads: int = option(
-        min(4, len(os.sched_getaffinity(0))),
+        min(4, core_count()),
         MACHINE,
         "worker processes that read image files; 0: none",
         low=0,
@@ -260,6 +267,17 @@ class Options:
         return Path(self.expDir, self.dataset, self.expID or self.netType)
 
     @property
+    def gpus(self) -> int:
+        """GPUs of this process: a rank has one."""
+        return 1 if self.parallel == "ranks" else self.nGPU
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        started = self.nGPU if self.parallel == "ranks" else 1
+        return max(started, int(os.environ.get("WORLD_SIZE") or 1))
+
+    @property
     def resume_command(self) -> str:
         """The command that resumes this run."""
         where = ["--dataset", self.dataset, "--expID", str(self.expID)]
@@ -294,7 +312,7 @@ def parse(argv: list[str] | None = None) -> Options:
     arguments = _recipes_first(sys.argv[1:] if argv is None else argv, parser)
 
     # torchrun starts a run again after a rank was lost: it resumes then.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"):
         arguments = [word for word in arguments if word not in ("--overwrite", "--continue")] + [
             "--continue"
         ]
@@ -408,7 +426,7 @@ def _mistakes(options: Options) -> Iterator[str]:
     yield from _wrong_texts(options)
     yield from _wrong_names(options)
     yield from _wrong_pairs(options)
-    yield from _wrong_under_torchrun(options)
+    yield from _wrong_with_ranks(options)
 
 
 def _wrong_texts(options: Options) -> Iterator[str]:
@@ -463,14 +481,18 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
     if options.stem != "fast" and options.netType not in OURS:
         theirs = f"{options.netType} is torchvision's"
         yield f"--stem {options.stem} is of our own networks, {theirs}: leave it out"
+    if options.gpus > 1 and options.compile:
+        yield "--compile does not go with DataParallel's threads: give --parallel ranks"
+    if options.gpus > 1 and options.syncBN:
+        yield "--syncBN is of ranks: give --parallel ranks, or leave it out"
     if options.nesterov and not (options.optimizer == "sgd" and options.momentum):
         yield "--nesterov is a form of SGD's momentum: leave it out, or set --momentum"
 
 
-def _wrong_under_torchrun(options: Options) -> Iterator[str]:
+def _wrong_with_ranks(options: Options) -> Iterator[str]:
     """Yield what cannot be where several ranks train."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1 and options.nGPU > 1:
+    ranks = options.ranks
+    if ranks > 1 and options.gpus > 1:
         way = f"give torchrun --nproc-per-node {options.nGPU}"
         yield f"--nGPU {options.nGPU} under torchrun: a rank has one GPU, {way}"
     if ranks > 1 and options.badImages == "skip":

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from base.arguments import LIMIT_WAYS, Parser, add_limit_options, whole_number
+from base.arguments import LIMIT_WAYS, Parser, add_limit_options, core_count, whole_number
 from base.errors import Refused, clear_errors
 
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")
@@ -124,7 +124,7 @@ def _add_folder_commands(commands: Any) -> None:
 
 
 def _add_threads(command: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = core_count()
     about = "processes (default: the cores)"
     command.add_argument("--nThreads", type=whole_number(0, 4096), default=cores, help=about)
 

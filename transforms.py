@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from augmentation import AUGMENTATIONS, MIX, WINDOW, Step
-from augmentation.resize import crop, cut, five_crops, resize, resized_crop
+from augmentation.resize import crop, cut, five_crops, resize, resized_boxes, resized_crop
 from base.randomness import uniforms
 
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its scale while it stays this many times too large. In
@@ -48,6 +48,24 @@ class Window:
     size: int
     whole: bool = True
     headroom: float = TEST_HEADROOM
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where images of one size are cut: worked out on the host, sent to the device in one piece.
+
+    scaled: (N, 2) width and height that all are scaled to, and corners: (N, 2) left and top there;
+    None where each image is scaled by another factor.
+    """
+
+    window: Window
+    scaled: np.ndarray | None = None
+    corners: np.ndarray | None = None
+
+    @property
+    def to_send(self) -> np.ndarray:
+        """What the device needs: corners (N, 2) int64, or boxes (N, 4) float32."""
+        return self.window.box.astype(np.float32) if self.corners is None else self.corners
 
 
 class Pipeline:
@@ -154,47 +172,48 @@ class Pipeline:
         columns = AUGMENTATIONS[name].draws
         return uniforms(self.seed, epoch, indices, columns, name).numpy().astype(np.float64)
 
+    def place_arrays(self, height: int, width: int, epoch: int, indices: np.ndarray) -> "Placement":
+        """Choose the part of each image of one size. height, width: pixels of the stored images."""
+        count = len(indices)
+        if self.varied:
+            sizes = np.full(count, width), np.full(count, height)
+            return Placement(self.windows(*sizes, epoch, indices))
+        sides = np.tile(np.array([[width, height]], np.float64), (count, 1))
+        scaled, offset = self._placement(sides, epoch, indices)
+        window = Window(self._boxes(sides, scaled, offset), self.crop_size)
+        return Placement(window, scaled, offset.astype(np.int64))
+
     def cut_arrays(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
         """Scale and crop images of one size.
 
         pixels: (N, C, H, W) uint8 -> (N, C, S, S), or (N, 5, C, S, S), uint8.
         """
         height, width = pixels.shape[2:]
-        if self.varied:
-            return self._cut_each(pixels, epoch, indices)
-        if not len(pixels):
-            return pixels.new_empty(0, *self.parts, pixels.shape[1], self.crop_size, self.crop_size)
+        placement = self.place_arrays(height, width, epoch, indices)
+        return self.cut_placed(pixels, placement, torch.from_numpy(placement.to_send))
 
-        sides = np.tile(np.array([[width, height]], np.float64), (len(indices), 1))
-        scaled, offsets = self._placement(sides, epoch, indices)
-        size = int(scaled[0, 1]), int(scaled[0, 0])
-        corners = offsets.astype(np.int64)
-        if size != (height, width):
+    def cut_placed(self, pixels: Tensor, placement: "Placement", sent: Tensor) -> Tensor:
+        """Do what `cut_arrays` does, on any device. sent: the placement's `to_send`, there."""
+        on_host = pixels.device.type == "cpu"
+        if not len(pixels):
+            return pixels.new_empty(0, *self.parts, pixels.shape[1], *[self.crop_size] * 2)
+        if placement.scaled is None or placement.corners is None:
+            cut_all = _cut_each if on_host else cut_boxes
+            return cut_all(pixels, placement.window, sent, self.interpolation)
+
+        size = int(placement.scaled[0, 1]), int(placement.scaled[0, 0])
+        if size != tuple(pixels.shape[2:]):
             one_crop = not (self.ten or self.padding)
-            if one_crop and pixels.is_cuda:
-                return resized_crop(pixels, size, corners, self.crop_size, self.interpolation)
+            if one_crop and not on_host:
+                return resized_crop(pixels, size, sent, self.crop_size, self.interpolation)
             if one_crop and "crop" not in self.window_steps:
                 # One part for all: no more of it is resized than is seen.
-                box = self._boxes(sides, scaled, offsets)[0]
+                box = placement.window.box[0]
                 return cut(pixels, box, self.crop_size, True, self.interpolation)
             pixels = resize(pixels, size, self.interpolation)
         if self.ten:
             return five_crops(pixels, self.crop_size)
-        return crop(pixels, corners, self.crop_size, self.padding)
-
-    def _cut_each(self, pixels: Tensor, epoch: int, indices: np.ndarray) -> Tensor:
-        """Do what `cut_arrays` does where each image is resized by another factor."""
-        height, width = pixels.shape[2:]
-        count = len(indices)
-        window = self.windows(np.full(count, width), np.full(count, height), epoch, indices)
-        if not count:
-            return pixels.new_empty(0, pixels.shape[1], window.size, window.size)
-
-        parts = [
-            cut(image[None], box, window.size, window.whole, self.interpolation)
-            for image, box in zip(pixels.cpu(), window.box, strict=True)
-        ]
-        return torch.cat(parts).to(pixels.device)
+        return crop(pixels, sent, self.crop_size, self.padding)
 
     def draw_uniforms(self, epoch: int, indices: np.ndarray) -> Tensor:
         """Return the random numbers of all steps after the window, side by side: (N, sum of draws)
@@ -205,18 +224,22 @@ class Pipeline:
         ]
         return torch.cat(columns, 1) if columns else torch.empty(len(indices), 0)
 
-    def apply_steps(self, images: Tensor, draws: Tensor) -> Tensor:
+    def apply_steps(self, images: Tensor, draws: Tensor, sent: Tensor | None = None) -> Tensor:
         """Run the steps after the window.
 
-        images: (N, 3, S, S) uint8 on any device; draws: from `draw_uniforms`, on the host.
+        images: (N, 3, S, S) uint8 on any device; draws: from `draw_uniforms`, on the host; sent:
+        the same on the images' device. On a GPU the result lies channels last, as convolutions read
+        it.
         """
         start = 0
-        on_device = draws.to(images.device, non_blocking=True)
+        on_device = draws.to(images.device) if sent is None else sent
         for step in self.steps:
             u = (draws if step.entry.host else on_device)[:, start : start + step.entry.draws]
             images = _find(step.entry.function)(images, u, *step.values)
             start += step.entry.draws
-        return images
+        if images.device.type == "cpu" or images.dim() != 4:
+            return images
+        return images.contiguous(memory_format=torch.channels_last)
 
     def mix(
         self, images: Tensor, labels: Tensor, classes: int, epoch: int, batch_index: int
@@ -226,6 +249,20 @@ class Pipeline:
             u = uniforms(self.seed, epoch, np.array([batch_index]), step.entry.draws, step.name)[0]
             return _find(step.entry.function)(images, labels, classes, u, *step.values)
         return images, labels
+
+
+def _cut_each(pixels: Tensor, window: Window, boxes: Tensor, interpolation: str) -> Tensor:
+    """Do what `cut_boxes` does, image by image: on a CPU that is faster, and as files are cut."""
+    parts = [
+        cut(image[None], box, window.size, window.whole, interpolation)
+        for image, box in zip(pixels, window.box, strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def cut_boxes(pixels: Tensor, window: Window, boxes: Tensor, interpolation: str) -> Tensor:
+    """Cut another box out of each image of a batch and resize it, on any device."""
+    return resized_boxes(pixels, boxes, window.size, window.whole, interpolation)
 
 
 def _find(name: str) -> Callable[..., Any]:

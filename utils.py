@@ -4,11 +4,13 @@ import contextlib
 import ctypes
 import importlib.util
 import resource
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.errors import Refused
 from base.randomness import key
@@ -39,6 +41,8 @@ class AsyncCopy:
             self.host = host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
+        elif values.device.type != "cpu":
+            self.host = values.cpu()
 
     def arrived(self) -> bool:
         return self.event is None or self.event.query()
@@ -50,37 +54,104 @@ class AsyncCopy:
         return self.host.tolist()
 
 
-def device_for(first_gpu: int | None, count: int, local_rank: int = 0) -> torch.device:
-    """Return the device of a run. Raises Refused where fewer than `count` GPUs are there.
+class Uploader:
+    """Brings a batch to the device. On a GPU by a side stream, beside what is being computed there.
 
-    first_gpu: from 0, -1 for the CPU, None for a GPU where there is one; local_rank: this rank's
-    number on its machine: each rank takes the next GPU.
+    Small arrays go together in one pinned copy: each copy of its own costs a launch, and one from
+    pageable memory waits.
     """
-    available = torch.cuda.device_count()
-    if first_gpu == -1 and count > 1:
-        raise Refused(
-            f"{count} GPUs were asked for and the CPU, which is one device", limit="one CPU"
-        )
-    if first_gpu == -1 or (first_gpu is None and available == 0 and count == 1):
-        if first_gpu is None:
-            print("no GPU found: training on the CPU", flush=True)
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """Return a large host tensor, pinned if it can be, on the device."""
+        if self.stream is None:
+            return tensor.to(self.device)
+        with torch.cuda.stream(self.stream):
+            sent = tensor.to(self.device, non_blocking=True)
+        return self._ready(sent)
+
+    def pack(self, *arrays: np.ndarray) -> list[Tensor]:
+        """Return host arrays on the device, in one copy."""
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if self.stream is None:
+            return [tensor.to(self.device) for tensor in tensors]
+        # Every array begins at a multiple of 8 bytes, as views of its type ask for.
+        ends = np.cumsum([-(-tensor.nbytes // 8) * 8 for tensor in tensors]).tolist()
+        buffer = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=True)
+        starts = [0, *ends[:-1]]
+        for tensor, start in zip(tensors, starts, strict=True):
+            target = buffer[start : start + tensor.nbytes]
+            target.copy_(tensor.contiguous().view(-1).view(torch.uint8))
+        sent = self.send(buffer)
+        return [
+            sent[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for tensor, start in zip(tensors, starts, strict=True)
+        ]
+
+    def _ready(self, sent: Tensor) -> Tensor:
+        """Make what is computed next wait for the copy, and its memory for what is computed."""
+        assert self.stream is not None
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        sent.record_stream(current)
+        return sent
+
+
+def device_for(
+    first_gpu: int | None, count: int, local_rank: int = 0, ranks_here: int = 1
+) -> torch.device:
+    """Return the device of a run. Raises Refused where it cannot be had.
+
+    first_gpu: from 0, -1 for the CPU, None for a GPU where there is one; count: GPUs of this
+    process; local_rank of ranks_here: this rank among those on its machine, each takes the next
+    GPU.
+    """
+    if first_gpu == -1:
+        if count > 1:
+            asked = f"{count} GPUs were asked for and the CPU, which is one device"
+            raise Refused(asked, limit="one CPU")
         return torch.device("cpu")
 
+    available = _count_gpus()
+    if first_gpu is None and available == 0 and count == 1:
+        other = other_accelerator()
+        if other is None:
+            print("no GPU found: training on the CPU", flush=True)
+        return torch.device(other or "cpu")
+
     first = (first_gpu or 0) + local_rank
+    # A scheduler that gives each rank a GPU of its own shows it that one alone, as number 0.
+    if available == 1 and ranks_here > 1 and first_gpu in (None, 0) and count == 1:
+        first = 0
     if first + count > available:
         wanted = f"GPU {first}" if count == 1 else f"GPUs {first} to {first + count - 1}"
         raise Refused(f"there is no {wanted}: this machine has {available} GPUs", limit="GPUs")
     return torch.device("cuda", first)
 
 
-def spread(network: nn.Module, device: torch.device, gpus: int) -> nn.Module:
-    """Return the network as one process trains it: over `gpus` GPUs from `device` on with
-    DataParallel, or as it is.
-    """
-    if gpus == 1:
-        return network
-    first = device.index or 0
-    return nn.DataParallel(network, device_ids=list(range(first, first + gpus)))
+def _count_gpus() -> int:
+    """Return the CUDA (or ROCm) devices. Raises Refused where their driver does not fit torch."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return 0
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(f"the GPU cannot be used: {reason}", limit="GPUs") from None
+    return count
+
+
+def other_accelerator() -> str | None:
+    """Return "mps" or "xpu" where torch has that device, else None."""
+    if not torch.accelerator.is_available():
+        return None
+    current = torch.accelerator.current_accelerator()
+    kind = None if current is None else current.type
+    return kind if kind in ("mps", "xpu") else None
 
 
 def keep_memory() -> None:
@@ -105,20 +176,29 @@ def free_memory() -> None:
         library.malloc_trim(0)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use so far: on the GPU, or of this process."""
+def peak_memory(device: torch.device, gpus: int = 1) -> int:
+    """Return the most bytes that were in use so far: on the fullest of its GPUs, or of this
+    process.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        first = device.index or 0
+        return max(torch.cuda.max_memory_allocated(first + number) for number in range(gpus))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, Linux KiB.
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def reseed(device: torch.device, *parts: int | str) -> None:
-    """Seed what dropout draws from.
+def reseed(device: torch.device, *parts: int | str, gpus: int = 1) -> None:
+    """Seed what dropout draws from, another way on each of this process's GPUs.
 
     The default generators' own method costs 1 us, torch.manual_seed 200.
     """
     number = key(*parts) >> 1
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.default_generators[index].manual_seed(number)
+        first = device.index or 0
+        for gpu in range(gpus):
+            seed = key(*parts, gpu) >> 1 if gpu else number
+            torch.cuda.default_generators[first + gpu].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device.type).manual_seed(number)

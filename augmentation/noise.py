@@ -39,7 +39,9 @@ def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(
         channels, 0
     )  # (N C, 2 reach + 1)
-    rows = F.pad(images.float().view(1, -1, height, width), [reach] * 4, mode="replicate")
+    # Of files the channels lie last: a view cannot join them with the batch.
+    planes = images.float().reshape(1, -1, height, width)
+    rows = F.pad(planes, [reach] * 4, mode="replicate")
     groups = count * channels
     blurred = F.conv2d(
         F.conv2d(rows, kernel[:, None, None, :], groups=groups),

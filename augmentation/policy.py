@@ -103,8 +103,11 @@ def equalize(images: Tensor, amount: Tensor) -> Tensor:
     levels = (images.float() * (255 // most)).round().long().flatten(2)  # (N, C, H W)
     if levels.numel() == 0:
         return images
-    counts = torch.zeros(*levels.shape[:2], 256, dtype=torch.long, device=images.device)
-    counts.scatter_add_(2, levels, torch.ones_like(levels))
+    # In one dimension, for which a GPU has a deterministic way too.
+    rows = torch.arange(levels.shape[0] * levels.shape[1], device=images.device)
+    places = (levels + 256 * rows.view(*levels.shape[:2], 1)).flatten()
+    counts = torch.zeros(256 * len(rows), dtype=torch.long, device=images.device)
+    counts = counts.scatter_add_(0, places, torch.ones_like(places)).view(*levels.shape[:2], 256)
     last = levels.amax(2, keepdim=True)
     step = (levels.shape[2] - counts.gather(2, last)) // 255
     table = (counts.cumsum(2) - counts + step // 2) // step.clamp(min=1)

@@ -41,14 +41,14 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic"
     """
     if not len(images):
         return images.new_empty(0, images.shape[1], *size)
-    if images.is_cuda:
+    if images.device.type != "cpu":
         # A GPU's kernels take no uint8.
         values = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return to_uint8(values.clamp_(0, 255).add_(0.5))
     return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
-def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Tensor:
+def crop(images: Tensor, offsets: Tensor, size: int, padding: int = 0) -> Tensor:
     """Cut a square out of each image.
 
     images: (N, C, H, W); offsets: (N, 2) left and top, from -padding on.
@@ -59,14 +59,13 @@ def crop(images: Tensor, offsets: np.ndarray, size: int, padding: int = 0) -> Te
         images, offsets = F.pad(images, [padding] * 4), offsets + padding
     if images.shape[2:] == (size, size):
         return images
-    if not images.is_cuda:
-        return _copy_squares(images, offsets, size)
+    if images.device.type == "cpu":
+        return _copy_squares(images, offsets.numpy(), size)
 
     # (N, C, tops, lefts, size, size), without a copy
     squares = images.unfold(2, size, 1).unfold(3, size, 1)
-    corner = torch.from_numpy(offsets).to(images.device, non_blocking=True)
     rows = torch.arange(len(images), device=images.device)
-    return squares[rows, :, corner[:, 1], corner[:, 0]]
+    return squares[rows, :, offsets[:, 1], offsets[:, 0]]
 
 
 def _copy_squares(images: Tensor, offsets: np.ndarray, size: int) -> Tensor:
@@ -79,7 +78,7 @@ def _copy_squares(images: Tensor, offsets: np.ndarray, size: int) -> Tensor:
 
 
 def resized_crop(
-    images: Tensor, scaled: tuple[int, int], offsets: np.ndarray, size: int, interpolation: str
+    images: Tensor, scaled: tuple[int, int], offsets: Tensor, size: int, interpolation: str
 ) -> Tensor:
     """Resize to `scaled` and cut a square out of each image, computing that square only: two matrix
     products an image.
@@ -90,12 +89,12 @@ def resized_crop(
     """
     count, channels, height, width = images.shape
     device = images.device
-    corner = torch.from_numpy(offsets).to(device, non_blocking=True)
     across = _resize_matrix(width, scaled[1], size, interpolation, device)
     down = _resize_matrix(height, scaled[0], size, interpolation, device)
-    across, down = across.index_select(0, corner[:, 0]), down.index_select(0, corner[:, 1])
+    across, down = across.index_select(0, offsets[:, 0]), down.index_select(0, offsets[:, 1])
 
-    rows = images.float().view(count, channels * height, width)
+    # As rows of one channel each: images lie channels last, which a view cannot be made of.
+    rows = images.contiguous().float().view(count, channels * height, width)
     rows = torch.bmm(rows, across.transpose(1, 2)).clamp_(0, 255)
     rows = rows.add_(0.5).floor_().view(count, channels, height, size)
     # Halves go up, as Pillow's do.
@@ -113,6 +112,59 @@ def _resize_matrix(
     weights = F.interpolate(unit, (scaled, length), mode=interpolation, antialias=True)[0, 0]
     weights = (weights * 2**14).round() / 2**14
     return weights.unfold(0, size, 1).transpose(1, 2).contiguous().to(device)
+
+
+def resized_boxes(
+    images: Tensor, boxes: Tensor, size: int, whole: bool, interpolation: str
+) -> Tensor:
+    """Resize another box of each image to (N, C, size, size): two matrix products an image.
+
+    For GPUs. boxes: (N, 4) float32 left, top, right, bottom, on the images' device; whole: pixels
+    beyond the box count in the filter. Black beyond the border.
+    """
+    count, channels, height, width = images.shape
+    left, top, right, bottom = boxes.unbind(1)
+    across = _box_weights(left, right, size, width, whole, interpolation)  # (N, S, W)
+    down = _box_weights(top, bottom, size, height, whole, interpolation)  # (N, S, H)
+    rows = images.contiguous().float().view(count, channels * height, width)
+    rows = torch.bmm(rows, across.transpose(1, 2)).clamp_(0, 255)
+    rows = rows.add_(0.5).floor_().view(count, channels, height, size)
+    return to_uint8(torch.matmul(down[:, None], rows).clamp_(0, 255).add_(0.5))
+
+
+def _box_weights(
+    low: Tensor, high: Tensor, size: int, length: int, whole: bool, interpolation: str
+) -> Tensor:
+    """Return the weights of `length` stored pixels for each of `size` resized ones, (N, size,
+    length).
+
+    The antialiasing filter as Pillow has it: a triangle, or Keys' cubic of a = -1/2, stretched by
+    the factor of the reduction, its weights of the pixels there are adding up to 1.
+    """
+    scale = ((high - low) / size)[:, None, None]
+    stretch = scale.clamp(min=1)
+    middle = low[:, None, None] + scale * _halves(size, low)[:, None]
+    stored = _halves(length, low)
+    distance = ((stored - middle) / stretch).abs()
+    if interpolation == "bilinear":
+        weights = (1 - distance).clamp_(min=0)
+    else:
+        near = (1.5 * distance - 2.5) * distance * distance + 1
+        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0 * far))
+    if not whole:
+        inside = (stored >= low[:, None, None]) & (stored < high[:, None, None])
+        weights = weights * inside
+    total = weights.sum(2, keepdim=True)
+    # What lies wholly beyond the border has no weights: it is black.
+    beyond = (middle < 0) | (middle > length)
+    weights = torch.where(beyond | (total == 0), 0 * weights, weights / total)
+    return ((weights * 2**14).round() / 2**14).float()
+
+
+def _halves(count: int, like_tensor: Tensor) -> Tensor:
+    """Return the middles of `count` pixels: 0.5, 1.5, ..."""
+    return torch.arange(count, device=like_tensor.device, dtype=like_tensor.dtype) + 0.5
 
 
 def five_crops(images: Tensor, size: int) -> Tensor:

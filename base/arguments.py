@@ -129,6 +129,13 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def core_count() -> int:
+    """Return the cores that this process may use. Linux knows; elsewhere it is all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_whole(text: str) -> bool:
     """True for one or more of the digits 0 to 9."""
     return text.isascii() and text.isdecimal()

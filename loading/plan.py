@@ -36,8 +36,8 @@ class Plan:
     number of images.
 
     count: images there are; batch: images a batch over all ranks; limit: images an epoch, the first
-    of a fixed keyed order; shuffle: a new order each epoch, and a last batch of 1 image, which
-    batch norm cannot train on, left out.
+    of a fixed keyed order; shuffle: a new order each epoch, and a last batch of fewer than
+    `smallest` images, which batch norm cannot train on, left out.
     """
 
     count: int
@@ -47,13 +47,15 @@ class Plan:
     limit: int | None = None
     rank: int = 0
     world: int = 1
+    smallest: int = 2
 
     @property
     def image_count(self) -> int:
         """Images an epoch over all ranks."""
         count = min(self.count, self.limit or self.count)
-        leaves_one = self.shuffle and count % self.batch == 1 and count > 1
-        return count - 1 if leaves_one else count
+        last = count % self.batch
+        too_small = self.shuffle and 0 < last < self.smallest and count > last
+        return count - last if too_small else count
 
     def __len__(self) -> int:
         """Return the number of batches an epoch."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import SMALL, initialise
+from models.layers import SMALL, AveragePool, initialise
 
 # name: 1 x 1; 3 x 3 reduced, 3 x 3; "5 x 5" reduced, "5 x 5"; pool's projection. "M": a max-pool of
 # this kernel.
@@ -64,7 +64,7 @@ class Head(nn.Module):
 
     def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
-        self.avgpool = nn.AdaptiveAvgPool2d(4)
+        self.avgpool = AveragePool(4)
         self.conv = Unit(inputs, 128, 1)
         self.fc1 = nn.Linear(2048, 1024)
         self.dropout = nn.Dropout(0.7)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers import SMALL, conv, initialise
+from models.layers import SMALL, AveragePool, conv, initialise
 
 # name: 1 x 1; 3 x 3 reduced, 3 x 3; double 3 x 3 reduced, double 3 x 3; pool, its projection (0:
 # passed through). A number: channels of a 2 x 2 convolution of stride 2.
@@ -90,9 +90,9 @@ class Inception2(nn.Module):
         self.stages = nn.ModuleDict(stages)
         # 14 x 14 positions become 4 x 4; a small map is pooled to that directly.
         pool = (
-            nn.AdaptiveAvgPool2d(4)
+            AveragePool(4)
             if size < 224
-            else nn.Sequential(nn.AvgPool2d(5, 3, ceil_mode=True), nn.AdaptiveAvgPool2d(4))
+            else nn.Sequential(nn.AvgPool2d(5, 3, ceil_mode=True), AveragePool(4))
         )
         self.head = nn.Sequential(
             pool,

@@ -1,5 +1,6 @@
 """The parts that the networks' tables are made of."""
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -77,6 +78,55 @@ def initialise(network: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out
             nn.init.zeros_(module.bias)
 
 
+class AveragePool(nn.AdaptiveAvgPool2d):
+    """torch's adaptive average pooling, which has no deterministic gradient on a GPU.
+
+    Where one is asked for it is two matrix products there: each row of weights averages the
+    positions of one cell, as torch's own does.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (N, C, H, W) -> (N, C, grid, grid)."""
+        size = self.output_size
+        rows, columns = size if isinstance(size, tuple) else (size, size)
+        if not (images.is_cuda and torch.are_deterministic_algorithms_enabled()):
+            return super().forward(images)
+        # One cell is a plain mean to torch, which is deterministic.
+        if rows is None or columns is None or (rows, columns) == (1, 1):
+            return super().forward(images)
+        images = _pool_rows(images, rows)
+        return _pool_rows(images.transpose(2, 3), columns).transpose(2, 3)
+
+
+def _pool_rows(images: Tensor, cells: int) -> Tensor:
+    """Average the rows to `cells` rows. images: (N, C, H, W)."""
+    height = images.shape[2]
+    if height == cells:
+        return images
+    if height == 1:
+        return images.expand(-1, -1, cells, -1)
+    weights = _cell_weights(height, cells, images.device).to(images.dtype)
+    return torch.matmul(weights, images)
+
+
+@functools.lru_cache(maxsize=32)
+def _cell_weights(length: int, cells: int, device: torch.device) -> Tensor:
+    """Return what averages `length` positions to `cells`, (cells, length). Cells may overlap."""
+    weights = torch.zeros(cells, length)
+    for cell in range(cells):
+        start, end = cell * length // cells, -(-(cell + 1) * length // cells)
+        weights[cell, start:end] = 1 / (end - start)
+    return weights.to(device)
+
+
+def use_average_pools(network: nn.Module) -> nn.Module:
+    """Turn every adaptive average pooling of a network into ours. Nothing else changes."""
+    for module in network.modules():
+        if type(module) is nn.AdaptiveAvgPool2d:
+            module.__class__ = AveragePool
+    return network
+
+
 class Classifier(nn.Module):
     """features -> average pool to grid x grid -> classifier.
 
@@ -86,7 +136,7 @@ class Classifier(nn.Module):
     def __init__(self, features: nn.Module, grid: int, classifier: nn.Module) -> None:
         super().__init__()
         self.features = features
-        self.avgpool = nn.AdaptiveAvgPool2d(grid)
+        self.avgpool = AveragePool(grid)
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:

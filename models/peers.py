@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from models.layers import use_average_pools
+
 
 def build(name: str, classes: int, size: int, stem: str) -> nn.Module:
     """Return torchvision's network, untrained.
@@ -17,4 +19,4 @@ def build(name: str, classes: int, size: int, stem: str) -> nn.Module:
         more["input_size"] = (size, size)
     if name == "inception_v3":
         more["init_weights"] = False  # its own drawing takes a minute
-    return get_model(name, weights=None, **more)
+    return use_average_pools(get_model(name, weights=None, **more))

@@ -1,5 +1,7 @@
 """Activations that are computed again in the backward pass, to save memory."""
 
+import functools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+MANY = 3  # blocks of one kind from which on they are what a network is built of
+LONG = 3  # layers above which a Sequential with convolutions is recomputed in parts
+
 
 class _Recomputed(nn.Sequential):
-    """A Sequential that keeps only some activations and computes the others again in the backward
-    pass.
-    """
+    """A Sequential that keeps only some activations and computes the others again."""
 
     def forward(self, images: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
@@ -26,8 +29,9 @@ class _Recomputed(nn.Sequential):
         return images
 
     def parts(self) -> list[nn.Sequential]:
-        """Split into about as many parts as layers a part; none begins with a layer that overwrites
-        its input.
+        """Split into about as many parts as layers a part.
+
+        None begins with a layer that overwrites its input.
         """
         length = max(2, isqrt(len(self)) + 1)
         parts: list[list[nn.Module]] = []
@@ -38,15 +42,27 @@ class _Recomputed(nn.Sequential):
         return [nn.Sequential(*part) for part in parts]
 
 
+@functools.cache
+def _recomputing(kind: Any) -> type[nn.Module]:
+    """Return the class of a block as one whose forward pass is computed again."""
+
+    def forward(self: Any, *inputs: Any) -> Any:
+        run = partial(kind.forward, self)
+        if not (self.training and torch.is_grad_enabled()):
+            return run(*inputs)
+        contexts = partial(_contexts, self)
+        return recomputed(run, *inputs, use_reentrant=False, context_fn=contexts)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
+
+
 def _contexts(part: nn.Module) -> tuple[Any, Any]:
     return nullcontext(), _frozen_statistics(part)
 
 
 @contextmanager
 def _frozen_statistics(part: nn.Module) -> Iterator[None]:
-    """While a part is computed again its running statistics stay as they are: they have seen this
-    batch.
-    """
+    """While a part is computed again its running statistics stay: they have seen this batch."""
     before = [(buffer, buffer.clone()) for buffer in part.buffers()]
     try:
         yield
@@ -55,17 +71,38 @@ def _frozen_statistics(part: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
-def recompute(network: nn.Module) -> None:
-    """Save memory: make every Sequential of some length recompute its activations.
+def recompute(network: nn.Module) -> int:
+    """Save memory: recompute long Sequentials, or the blocks that a network repeats.
 
-    Names and weights stay.
+    Names and weights stay. Returns how many parts are recomputed: 0 where nothing repeats.
     """
+    return _recompute_sequentials(network) or _recompute_blocks(network)
+
+
+def _recompute_sequentials(network: nn.Module) -> int:
+    count = 0
     for child in network.children():
-        if (
-            type(child) is nn.Sequential
-            and len(child) > 3
-            and any(isinstance(m, nn.Conv2d) for m in child.modules())
-        ):
+        convolutions = any(isinstance(module, nn.Conv2d) for module in child.modules())
+        if type(child) is nn.Sequential and len(child) > LONG and convolutions:
             child.__class__ = _Recomputed
+            count += 1
         else:
-            recompute(child)
+            count += _recompute_sequentials(child)
+    return count
+
+
+def _is_block(module: nn.Module) -> bool:
+    """True for a module that is made of others, and is no container of torch's own."""
+    return bool(list(module.children())) and not type(module).__module__.startswith("torch.nn")
+
+
+def _recompute_blocks(network: nn.Module) -> int:
+    """Recompute the outermost blocks whose class stands there several times."""
+    kinds = Counter(type(module) for module in network.modules() if _is_block(module))
+    blocks = [module for module in network.modules() if kinds[type(module)] >= MANY]
+    inner = {below for block in blocks for below in block.modules() if below is not block}
+    outermost = [block for block in blocks if block not in inner and _is_block(block)]
+    for block in outermost:
+        kind: Any = type(block)
+        block.__class__ = _recomputing(kind)
+    return len(outermost)

@@ -113,9 +113,10 @@ def _commit() -> str | None:
     return None
 
 
-def environment(device: torch.device, ranks: Ranks) -> dict[str, Any]:
+def environment(device: torch.device, ranks: Ranks, gpus: int = 1) -> dict[str, Any]:
     """Return what a run's bits depend on, its options aside."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    name += f" x {gpus}" if gpus > 1 else ""
     return {
         "device": f"{device.type} {name}",
         "threads": torch.get_num_threads(),

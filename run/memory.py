@@ -2,7 +2,7 @@
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -12,19 +12,19 @@ from base.errors import Failed
 from training.metrics import Criterion
 from training.step import Step
 
-ALLOCATOR_WORDS = (
-    "not enough memory",
-    "can't allocate",
-)  # of the CPU's allocator, which raises RuntimeError
+# Of the CPU's allocator and of CUDA's libraries, which raise RuntimeError.
+ALLOCATOR_WORDS = ("not enough memory", "can't allocate", "ALLOC_FAILED", "out of memory")
+Trial = Callable[[int], None]  # does for so many images what ran out of memory
 
 
 @contextlib.contextmanager
 def enough_memory(
-    step: Step, batch_size: int, crop_size: int, network: nn.Module, criterion: Criterion
+    step: Step, batch_size: int, trial: Trial, *, least: int = 1, testing: bool = False
 ) -> Iterator[None]:
-    """Turn a lack of memory into how many images fit.
+    """Turn a lack of memory into how many images fit. Raises Failed.
 
-    batch_size: over all ranks; crop_size: pixels. Raises Failed.
+    batch_size: over all ranks; least: images that can be tried at all, 2 with batch norm; testing:
+    it is no training step, which could be done in parts.
     """
     try:
         yield
@@ -37,16 +37,37 @@ def enough_memory(
     else:
         return
 
-    size = -(-batch_size // (step.ranks.world * step.accumulate))
-    fits = 0
+    parts = 1 if testing else step.accumulate
+    size = -(-batch_size // (step.ranks.world * parts))
+    fits, count = 0, least
     # From small to large: after a failure oneDNN may refuse any size at all.
-    while 2 * fits < size and _fits(step, crop_size, network, criterion, max(1, 2 * fits)):
-        fits = max(1, 2 * fits)
-    message = f"a batch of {batch_size} images needs more memory than {step.device} has"
+    while count < size and _fits(trial, count):
+        fits, count = count, 2 * count
+    doing = "testing" if testing else "training on"
+    message = f"{doing} {batch_size} images at once needs more memory than {step.device} has"
     if not fits:
         raise Failed(message, limit="batch memory")
-    parts = step.accumulate * -(-size // fits)
-    raise Failed(f"{message}; {fits} images at once fit: --accumulate {parts} keeps the batch")
+    way = f"--batchSize {fits * step.ranks.world}"
+    if not testing:
+        way = f"--accumulate {parts * -(-size // fits)} keeps the batch"
+    raise Failed(f"{message}; {fits} images at once fit: {way}")
+
+
+@contextlib.contextmanager
+def room_for(what: str, device: torch.device) -> Iterator[None]:
+    """Turn a lack of memory for something that no batch size changes into one line.
+
+    Raises Failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lack_of_memory(error):
+            raise
+        full = f"{what} needs more memory than {device} has free"
+        raise Failed(
+            f"{full}: choose a smaller network, or a device that nothing else uses"
+        ) from None
 
 
 def _is_lack_of_memory(error: RuntimeError) -> bool:
@@ -55,22 +76,49 @@ def _is_lack_of_memory(error: RuntimeError) -> bool:
     return any(word in str(error) for word in ALLOCATOR_WORDS)
 
 
-def _fits(step: Step, crop_size: int, network: nn.Module, criterion: Criterion, count: int) -> bool:
-    """Try whether a forward and backward pass of so many images finds memory."""
-    shape = (count, 3, crop_size, crop_size)
-    images = torch.zeros(shape, dtype=torch.uint8, device=step.device)
-    labels = torch.zeros(count, dtype=torch.int64, device=step.device)
-    body = network
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        body = network.module
+def _fits(trial: Trial, count: int) -> bool:
     try:
-        with step.autocast():
-            heads = body(images, heads=True)
-        criterion(heads, labels).backward()
-        return True
+        trial(count)
     except RuntimeError as error:
+        if not _is_lack_of_memory(error):
+            raise
         traceback.clear_frames(error.__traceback__)
         return False
     finally:
-        body.zero_grad(set_to_none=True)
         utils.free_memory()
+    return True
+
+
+def train_trial(step: Step, crop_size: int, network: nn.Module, criterion: Criterion) -> Trial:
+    """Return what does a forward and backward pass. crop_size: pixels."""
+    body = network
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        body = network.module
+
+    def trial(count: int) -> None:
+        images, labels = _images(step, crop_size, count)
+        try:
+            with step.autocast():
+                heads = body(images, heads=True)
+            criterion(heads, labels).backward()
+        finally:
+            body.zero_grad(set_to_none=True)
+
+    return trial
+
+
+def test_trial(step: Step, crop_size: int, network: nn.Module) -> Trial:
+    """Return what does a forward pass of testing."""
+
+    def trial(count: int) -> None:
+        images, _ = _images(step, crop_size, count)
+        with torch.no_grad(), step.autocast():
+            network(images).float().log_softmax(1)
+
+    return trial
+
+
+def _images(step: Step, crop_size: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (count, 3, crop_size, crop_size)
+    images = torch.zeros(shape, dtype=torch.uint8, device=step.device)
+    return images, torch.zeros(count, dtype=torch.int64, device=step.device)

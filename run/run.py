@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from base import archive
@@ -81,7 +82,7 @@ class Run:
 
     def resume(
         self,
-        changed: dict[str, tuple[Any, Any]],
+        changed: dict[str, tuple[object, object]],
         network: Network,
         updater: Updater,
         *,
@@ -116,7 +117,11 @@ class Run:
         return progress
 
     def _fill(
-        self, saved: Saved, changed: dict[str, tuple[Any, Any]], network: Network, updater: Updater
+        self,
+        saved: Saved,
+        changed: dict[str, tuple[object, object]],
+        network: Network,
+        updater: Updater,
     ) -> None:
         """Continue from a checkpoint. Says how exact that is."""
         network.load_state_dict(saved.parts["network"])
@@ -129,8 +134,11 @@ class Run:
 
         breaks = [f"{name} {before} became {now}" for name, (before, now) in changed.items()]
         for name, before in saved.settings.items():
-            if self.environment[name] != before:
-                breaks.append(f"{name} {before} became {self.environment[name]}")
+            now = self.environment.get(name)
+            if now != before:
+                breaks.append(f"{name} {before} became {now}")
+        if self.step.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
+            breaks.append("a GPU without --deterministic")
         exact = "bit-for-bit identical to an uninterrupted run"
         if breaks:
             exact = f"not bit for bit: {', '.join(breaks)}"

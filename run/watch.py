@@ -2,7 +2,6 @@
 reading.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from base.arguments import core_count
 from base.files import write_rows
 from base.text import printable
 from loading.plan import Batch
@@ -132,7 +132,7 @@ class Watch:
             return
 
         self.advised = True
-        cores = len(os.sched_getaffinity(0))
+        cores = core_count()
         self.console.say(
             f"reading files limits this run, {data / whole:.0%} of its time waits for them: raise "
             "--nThreads (there "

@@ -75,8 +75,9 @@ class Sums:
         all ranks, where losses of steps are kept.
         """
         best = scores.topk(min(5, scores.shape[1]), 1).indices == labels[:, None]
+        # new_full fills on the device; a tensor made from a number would be copied, and waited for.
         count = len(labels)
-        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_tensor(count)])
+        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_full((), count)])
         batch = batch.double()
         if counted is not None:
             batch = torch.where(counted, batch, torch.zeros_like(batch))

@@ -6,7 +6,9 @@ Only tensors cross ranks, never objects. torchrun tells who is there; one proces
 """
 
 import contextlib
+import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
@@ -20,9 +22,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from base.errors import Failed
+from base.errors import Failed, Refused
+from base.randomness import key
 
-SILENCE = timedelta(seconds=50)  # after which a rank that takes no part is lost
+# A rank whose pulse is not seen for so long is lost. A rank may work alone for longer than that
+# (average precision of a large test, a slow disk, compiling): its pulse comes from a thread.
+SILENCE = timedelta(seconds=50)
+PULSE = 5.0  # seconds between two pulses
+PATIENCE = timedelta(days=1)  # of a collective: pulses find what is lost
 POLL = 0.02  # seconds between two looks at another rank's mark
 
 
@@ -102,31 +109,115 @@ class Ranks:
             store.set(f"{what} {mark}", "done")
 
 
-def join(device: torch.device) -> Ranks:
+def join(device: torch.device, resume_command: str = "") -> Ranks:
     """Join the other ranks, if torchrun started this process; all but the first then print nothing
-    but errors.
+    but errors. Raises Refused where two ranks have one GPU.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    if not os.environ.get("RANK") or not os.environ.get("WORLD_SIZE"):
         return Ranks()
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
-    rank, world, local, node = (int(os.environ.get(name, "0")) for name in names)
+    rank, world, local, node = (int(os.environ.get(name) or 0) for name in names)
     if world > 1 and not dist.is_initialized():
         watch = threading.Timer(SILENCE.seconds, _give_up, [rank])
         watch.daemon = True
         watch.start()
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        store, prefix = _store()
         dist.init_process_group(
-            backend, store=_store(), rank=rank, world_size=world, timeout=SILENCE
+            backend,
+            store=dist.PrefixStore(prefix, store),
+            rank=rank,
+            world_size=world,
+            timeout=PATIENCE,
         )
         watch.cancel()
+        # Of its own connection: a store answers one question at a time.
+        Pulse(dist.PrefixStore(prefix, store.clone()), rank, world, resume_command).start()
+        _refuse_shared_gpu(device, rank, world)
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     return Ranks(rank, world, local, node)
 
 
-def _store() -> dist.Store:
-    """Return where the ranks find each other.
+def _refuse_shared_gpu(device: torch.device, rank: int, world: int) -> None:
+    """Raise Refused where two ranks were given one GPU: they would wait for each other for ever."""
+    if device.type != "cuda":
+        return
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", device.index)
+    own = key(socket.gethostname(), f"{uuid} {device.index}") >> 1
+    keys = torch.zeros(world, dtype=torch.int64)
+    keys[rank] = own
+    dist.all_reduce(keys)
+    others = [other for other in range(world) if other != rank and keys[other] == own]
+    if others:
+        raise Refused(
+            f"ranks {rank} and {others[0]} have the same GPU, {device}: start fewer ranks a machine"
+        )
+
+
+class Pulse(threading.Thread):
+    """Tells the other ranks that this one lives; ends the process when one of them is silent."""
+
+    def __init__(self, store: dist.Store, rank: int, world: int, resume_command: str) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.store, self.rank, self.world = store, rank, world
+        self.resume_command = resume_command
+        self.seen: dict[int, tuple[bytes, float]] = {}
+
+    def run(self) -> None:
+        self.store.set_timeout(SILENCE)
+        beat = 0
+        while True:
+            beat += 1
+            try:
+                self.store.set(f"pulse {self.rank}", str(beat))
+                lost = self._lost()
+            except Exception as error:  # the machine of the store is gone, or this process ends
+                if not dist.is_initialized():
+                    return
+                lost = str(error).splitlines()[0][:200]
+            if not dist.is_initialized():
+                return
+            if lost:
+                self._end(lost)
+            time.sleep(PULSE)
+
+    def _lost(self) -> str:
+        """Return which rank has been silent for too long, "" where none has."""
+        now = time.monotonic()
+        for other in range(self.world):
+            name = f"pulse {other}"
+            beat = self.store.get(name) if self.store.check([name]) else b""
+            if other not in self.seen or self.seen[other][0] != beat:
+                self.seen[other] = (beat, now)
+            silent = now - self.seen[other][1]
+            if beat != LEFT and silent > SILENCE.seconds:
+                return f"rank {other} was silent for {silent:.0f} s"
+        return ""
+
+    def _end(self, reason: str) -> None:
+        """End the process from beside its main thread, which no exception reaches."""
+        message = _lost_line(self.rank, self.world, reason, self.resume_command)
+        print(message, file=sys.stderr, flush=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        os._exit(1)
+
+
+LEFT = b"left"  # the last pulse of a rank that has finished
+
+
+def _lost_line(rank: int, world: int, reason: str, resume_command: str) -> str:
+    return (
+        f"rank {rank} of {world}: another rank has ended or cannot be reached ({reason}): if it "
+        "says "
+        f"nothing itself it was killed or cut off; resume with: {resume_command}"
+    )
+
+
+def _store() -> tuple[dist.Store, str]:
+    """Return where the ranks find each other, and the prefix of this start's names.
 
     After a restart on one machine torchrun hands out the same store, with the addresses of the
     ranks that are gone: gloo then waited for them for ever. Several machines get a new one each
@@ -135,7 +226,7 @@ def _store() -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", timeout=SILENCE))
     one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else ""
-    return dist.PrefixStore(f"start {start}", store)
+    return store, f"start {start}"
 
 
 def _give_up(rank: int) -> None:
@@ -148,6 +239,8 @@ def _give_up(rank: int) -> None:
 def leave() -> None:
     """Leave the group, where there is one."""
     if dist.is_initialized():
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"pulse {dist.get_rank()}", LEFT.decode())
         dist.destroy_process_group()
 
 
@@ -160,11 +253,7 @@ def together(ranks: Ranks, resume_command: str) -> Iterator[None]:
         if ranks.world == 1 or isinstance(error, Failed) or not _is_loss(error):
             raise
         reason = str(error).splitlines()[0][:200]
-        raise Failed(
-            f"rank {ranks.rank} of {ranks.world}: another rank has ended or cannot be reached "
-            f"({reason}): if it "
-            f"says nothing itself it was killed or cut off; resume with: {resume_command}"
-        ) from None
+        raise Failed(_lost_line(ranks.rank, ranks.world, reason, resume_command)) from None
 
 
 def _is_loss(error: RuntimeError) -> bool:

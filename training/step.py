@@ -13,7 +13,7 @@ class Step:
     """device, and ranks, who share a batch; seed: of the run; accumulate: parts that a batch is
     trained in.
 
-    precision: autocast's type, None for float32 throughout.
+    precision: autocast's type, None for float32 throughout; gpus: of this process.
     """
 
     device: torch.device
@@ -21,6 +21,7 @@ class Step:
     seed: int = 0
     accumulate: int = 1
     precision: torch.dtype | None = None
+    gpus: int = 1
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass."""
@@ -31,4 +32,5 @@ class Step:
         """Seed dropout for one part of a step: whatever was drawn before, and wherever a run was
         stopped.
         """
-        utils.reseed(self.device, self.seed, step, part, self.ranks.rank)
+        parts = (self.seed, step, part, self.ranks.rank)
+        utils.reseed(self.device, *parts, gpus=self.gpus)

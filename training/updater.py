@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import Failed
+from training.batchnorm import SyncBatchNorm
 from training.ranks import Ranks
 from training.schedule import Schedule
 from utils import AsyncCopy
@@ -76,10 +77,10 @@ class Updater:
         self.optimizer, self.schedule = optimizer, schedule
         self.clip, self.decay = clip, average
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # The normalisation's mean and deviation never change.
-        named = network.named_buffers()
-        self.buffers = [buffer for name, buffer in named if not name.startswith("normalise.")]
+        self.buffers = flatten_buffers(network)
         self.before = [buffer.clone() for buffer in self.buffers]
+        # A share of one image has no deviation that batch norm could divide by.
+        self.least_images = 2 if has_batch_norm(network) else 1
 
         self.updates = 0  # of the averaged weights
         self.averaged: nn.Module | None = None
@@ -160,6 +161,9 @@ class Updater:
         share = (1 - decay) * (1 - bad)
         self.updates += 1
         with torch.no_grad():
+            if bad.is_cuda:
+                _average_all(list(_values(self.averaged)), list(_values(self.network)), share)
+                return
             for own, new in zip(_values(self.averaged), _values(self.network), strict=True):
                 if own.is_floating_point():
                     own.lerp_(new.detach(), share.to(own.dtype))
@@ -225,6 +229,48 @@ class Updater:
 def _values(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
+
+
+def _average_all(own: list[Tensor], new: list[Tensor], share: Tensor) -> None:
+    """Move `own` towards `new` by a share that lies on the device: a few launches for all tensors.
+
+    own + share (new - own), where a CPU's lerp takes another way for shares above 1/2: other bits.
+    """
+    floats = [index for index, value in enumerate(own) if value.is_floating_point()]
+    others = [index for index, value in enumerate(own) if not value.is_floating_point()]
+    change = torch._foreach_sub([new[i] for i in floats], [own[i] for i in floats])
+    torch._foreach_mul_(change, share)
+    torch._foreach_add_([own[i] for i in floats], change)
+    if others:
+        torch._foreach_copy_([own[i] for i in others], [new[i] for i in others])
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """True where a batch norm takes its statistics from this process's images alone."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(not isinstance(m, (SyncBatchNorm, nn.SyncBatchNorm)) for m in norms)
+
+
+def flatten_buffers(network: nn.Module) -> list[Tensor]:
+    """Lay the network's buffers into one tensor a type, of which they become parts; return these.
+
+    A step remembers and restores all of them: two launches instead of two for each of hundreds. The
+    normalisation's mean and deviation, which never change, stay as they are.
+    """
+    places: dict[tuple[torch.dtype, torch.device], list[tuple[nn.Module, str, Tensor]]] = {}
+    for path, module in network.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if path != "normalise":
+                places.setdefault((buffer.dtype, buffer.device), []).append((module, name, buffer))
+
+    flat = []
+    for group in places.values():
+        whole = torch.cat([buffer.reshape(-1) for _, _, buffer in group])
+        parts = whole.split([buffer.numel() for _, _, buffer in group])
+        for (module, name, buffer), part in zip(group, parts, strict=True):
+            module._buffers[name] = part.view(buffer.shape)
+        flat.append(whole)
+    return flat
 
 
 def make_optimizer(

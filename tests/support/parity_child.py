@@ -37,8 +37,8 @@ def run(out: str, kind: str, arguments: list[str]) -> None:
     sys.modules["models.plain"].plain = plain  # type: ignore[attr-defined]
     NETWORKS["tiny"] = Entry("plain:plain", 8, "for the comparison of ranks")
     found = {}
-    made, apply = configs.network, Updater.apply
-    configs.network = lambda *given: made(*given).to(getattr(torch, kind))
+    made, apply = configs.make_network, Updater.apply
+    configs.make_network = lambda *given: made(*given).to(getattr(torch, kind))
 
     def noted(self: Updater, loss: torch.Tensor, step: int, *more: object) -> torch.Tensor:
         if step == 0:
