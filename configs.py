@@ -40,6 +40,7 @@ from run.run import Run, RunOptions, ending
 from run.signals import Signals
 from run.watch import Watch
 from training.batchnorm import synchronise
+from training.compiled import Compiled
 from training.metrics import Criterion
 from training.ranks import Ranks, join, leave, make_distributed
 from training.replicas import Replicas
@@ -422,7 +423,9 @@ def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
     it is.
     """
     trained: nn.Module = network
-    if options.compile:
+    if options.compile and run.step.device.type == "cuda":
+        trained = Compiled(network)
+    elif options.compile:
         trained = torch.compile(network)  # type: ignore[assignment]
     if options.gpus > 1:
         first = run.step.device.index or 0

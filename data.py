@@ -92,7 +92,7 @@ class ArrayLoader:
         draws = pipeline.draw_uniforms(epoch, indices)
         height, width = self.images.pixels.shape[2:]
         placement = pipeline.place_arrays(height, width, epoch, indices)
-        small = (indices, placement.to_send, draws.numpy())
+        small = indices, placement.to_send, pipeline.to_send(draws)
         chosen, placed, sent = self.uploader.pack(*small)
         if isinstance(self.pixels, Tensor) and self.pixels.device == self.device:
             stored = self.pixels.index_select(0, chosen).permute(0, 3, 1, 2)
@@ -212,7 +212,8 @@ class FileLoader:
 
             images = self.uploader.send(images)
             draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
-            chosen, sent = self.uploader.pack(indices.numpy(), draws.numpy())
+            small = indices.numpy(), self.pipeline.to_send(draws)
+            chosen, sent = self.uploader.pack(*small)
             if self.device.type != "cpu":
                 images = self.pipeline.apply_steps(images, draws, sent)
             labels = self.labels.index_select(0, chosen)

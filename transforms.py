@@ -231,15 +231,45 @@ class Pipeline:
         the same on the images' device. On a GPU the result lies channels last, as convolutions read
         it.
         """
+        if images.device.type == "cpu":
+            parts = draws.split([step.entry.draws for step in self.steps], 1)
+            for step, u in zip(self.steps, parts, strict=True):
+                images = _find(step.entry.function)(images, u, *step.values)
+            return images
+
+        if sent is None:
+            sent = torch.from_numpy(self.to_send(draws)).to(images.device)
         start = 0
-        on_device = draws.to(images.device) if sent is None else sent
         for step in self.steps:
-            u = (draws if step.entry.host else on_device)[:, start : start + step.entry.draws]
-            images = _find(step.entry.function)(images, u, *step.values)
-            start += step.entry.draws
-        if images.device.type == "cpu" or images.dim() != 4:
+            width = self._sent_width(step)
+            part = sent[:, start : start + width]
+            if step.entry.on_gpu:
+                images = _find(step.entry.on_gpu)(images, part)
+            else:
+                images = _find(step.entry.function)(images, part, *step.values)
+            start += width
+        if images.dim() != 4:
             return images
         return images.contiguous(memory_format=torch.channels_last)
+
+    def to_send(self, draws: Tensor) -> np.ndarray:
+        """Return what a GPU's steps get, (N, columns) float32: draws, or what they prepare."""
+        parts = []
+        for step, u in zip(
+            self.steps, draws.split([s.entry.draws for s in self.steps], 1), strict=True
+        ):
+            part = u.numpy()
+            if step.entry.prepare:
+                part = _find(step.entry.prepare)(part, self.crop_size, *step.values)
+            parts.append(part)
+        return np.concatenate(parts, 1) if parts else draws.numpy()
+
+    def _sent_width(self, step: Step) -> int:
+        """Return the columns of a step in what is sent."""
+        if not step.entry.prepare:
+            return step.entry.draws
+        one = np.zeros((1, step.entry.draws), np.float32)
+        return _find(step.entry.prepare)(one, self.crop_size, *step.values).shape[1]
 
     def mix(
         self, images: Tensor, labels: Tensor, classes: int, epoch: int, batch_index: int

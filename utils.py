@@ -128,7 +128,8 @@ def device_for(
         first = 0
     if first + count > available:
         wanted = f"GPU {first}" if count == 1 else f"GPUs {first} to {first + count - 1}"
-        raise Refused(f"there is no {wanted}: this machine has {available} GPUs", limit="GPUs")
+        there = "1 GPU" if available == 1 else f"{available} GPUs"
+        raise Refused(f"{wanted} cannot be had: this machine has {there}", limit="GPUs")
     return torch.device("cuda", first)
 
 

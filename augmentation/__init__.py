@@ -36,7 +36,8 @@ class Augmentation:
     draws: int
     values: tuple[Value, ...]
     about: str
-    host: bool = False  # u stays on the host
+    prepare: str = ""  # as function: from u and the side, on the host, to what a GPU's gets
+    on_gpu: str = ""  # as function: what a GPU runs instead, on what was prepared
 
 
 def _strength(default: float, most: float = 1.0, name: str = "strength") -> tuple[Value, ...]:
@@ -77,10 +78,22 @@ AUGMENTATIONS = {
     ),
     "flip": Augmentation("geometry:flip", FLIP, 1, (), "mirror every second image left-right"),
     "randaugment": Augmentation(
-        "policy:randaugment", COLOUR, 8, _RAND, "operations of one magnitude", host=True
+        "policy:randaugment",
+        COLOUR,
+        8,
+        _RAND,
+        "operations of one magnitude",
+        prepare="policy_gpu:prepare_rand",
+        on_gpu="policy_gpu:apply_layers",
     ),
     "trivial": Augmentation(
-        "policy:trivial", COLOUR, 3, (), "one operation of random magnitude", host=True
+        "policy:trivial",
+        COLOUR,
+        3,
+        (),
+        "one operation of random magnitude",
+        prepare="policy_gpu:prepare_trivial",
+        on_gpu="policy_gpu:apply_layers",
     ),
     "jitter": Augmentation(
         "colour:jitter", COLOUR, 4, _strength(0.4), "brightness, contrast, saturation in any order"

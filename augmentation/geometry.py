@@ -20,8 +20,10 @@ LARGE = 1 << 15
 def flip(images: Tensor, u: Tensor) -> Tensor:
     """Mirror image n left-right where u[n] < 1/2. 1 draw."""
     turning = u[:, 0] < 0.5
+    if images.device.type != "cpu":
+        return torch.where(turning[:, None, None, None], images.flip(3), images)
     rows = images.permute(0, 2, 3, 1)
-    if rows.is_contiguous() and not images.is_cuda and images[:1].nbytes > LARGE:
+    if rows.is_contiguous() and images[:1].nbytes > LARGE:
         result = images.clone()
         for index in turning.nonzero()[:, 0].tolist():
             result[index] = images[index].flip(2)

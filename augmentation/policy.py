@@ -16,12 +16,22 @@ from augmentation.resize import like
 Operation = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, H, W), amount (N,) -> images
 
 
-def _colour(operation: int) -> Operation:
-    def apply(images: Tensor, amount: Tensor) -> Tensor:
-        order = torch.full((len(images), 1), operation, device=images.device)
-        return chain(images, (1 + amount)[:, None].expand(-1, 3), order)
+def brightness(images: Tensor, amount: Tensor) -> Tensor:
+    """amount: factor - 1, as of the next two."""
+    return _in_colour(images, amount, 0)
 
-    return apply
+
+def contrast(images: Tensor, amount: Tensor) -> Tensor:
+    return _in_colour(images, amount, 1)
+
+
+def saturation(images: Tensor, amount: Tensor) -> Tensor:
+    return _in_colour(images, amount, 2)
+
+
+def _in_colour(images: Tensor, amount: Tensor, operation: int) -> Tensor:
+    order = torch.full((len(images), 1), operation, device=images.device)
+    return chain(images, (1 + amount)[:, None].expand(-1, 3), order)
 
 
 def rotate(images: Tensor, amount: Tensor) -> Tensor:
@@ -129,9 +139,9 @@ OPERATIONS: tuple[tuple[Operation, tuple[float, float], tuple[float, float], boo
     (translate_x, (0, 150 / 331), (0, 32), True),
     (translate_y, (0, 150 / 331), (0, 32), True),
     (rotate, (0, 30), (0, 135), True),
-    (_colour(0), (0, 0.9), (0, 0.99), True),
-    (_colour(2), (0, 0.9), (0, 0.99), True),
-    (_colour(1), (0, 0.9), (0, 0.99), True),
+    (brightness, (0, 0.9), (0, 0.99), True),
+    (saturation, (0, 0.9), (0, 0.99), True),
+    (contrast, (0, 0.9), (0, 0.99), True),
     (sharpness, (0, 0.9), (0, 0.99), True),
     (posterize, (8, 4), (8, 2), False),
     (solarize, (255, 0), (255, 0), False),
@@ -144,7 +154,7 @@ MAX_MAGNITUDE = 30  # magnitudes are 0 to 30, 31 bins as torchvision's default
 def randaugment(images: Tensor, u: Tensor, layers: float = 2, magnitude: float = 9) -> Tensor:
     """Apply `layers` operations at one magnitude, 0 to 30.
 
-    8 draws on the host: operation and sign of each layer.
+    8 draws on the host: operation and sign of each layer. On a GPU see `policy_gpu`.
     """
     share = torch.full((len(images),), magnitude / MAX_MAGNITUDE)
     for layer in range(int(layers)):
@@ -162,18 +172,28 @@ def choose(images: Tensor, pick: Tensor, share: Tensor, sign: Tensor, *, wide: b
     """Apply operation number floor(14 pick[n]) to image n. pick, share, sign: (N,) on the host."""
     chosen = (pick * len(OPERATIONS)).long()
     result = images.clone()
-    for number, (operation, narrow, broad, signed) in enumerate(OPERATIONS):
+    for number, (operation, *_) in enumerate(OPERATIONS):
         rows = (chosen == number).nonzero()[:, 0]
         if not len(rows) or operation is identity:
             continue
 
-        low, high = broad if wide else narrow
-        amount = low + (high - low) * share[rows]
-        # RandAugment moves by a share of the image, TrivialAugment by pixels.
-        if operation in (translate_x, translate_y) and not wide:
-            amount = amount * images.shape[3 if operation is translate_x else 2]
-        if signed:
-            amount = torch.where(sign[rows] < 0.5, amount, -amount)
-        rows = rows.to(images.device, non_blocking=True)
-        result[rows] = operation(images[rows], amount.to(images.device, non_blocking=True))
+        side = images.shape[2] if operation is translate_y else images.shape[3]
+        amount = amounts_of(number, share[rows], sign[rows], side, wide=wide)
+        rows = rows.to(images.device)
+        result[rows] = operation(images[rows], amount.to(images.device))
     return result
+
+
+def amounts_of(number: int, share: Tensor, sign: Tensor, side: int, *, wide: bool) -> Tensor:
+    """Return by how much operation `number` changes its images, (n,).
+
+    share: of its range, sign: (n,) in [0, 1); side: pixels of the image that translations move
+    along; wide: in TrivialAugment's range.
+    """
+    operation, narrow, broad, signed = OPERATIONS[number]
+    low, high = broad if wide else narrow
+    amount = low + (high - low) * share
+    # RandAugment moves by a share of the image, TrivialAugment by pixels.
+    if operation in (translate_x, translate_y) and not wide:
+        amount = amount * side
+    return torch.where(sign < 0.5, amount, -amount) if signed else amount

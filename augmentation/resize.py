@@ -22,6 +22,8 @@ def to_uint8(values: Tensor) -> Tensor:
     """Cut floats in [0, 256) to uint8: by way of int16, for which the CPU has a vector instruction;
     5 times as fast.
     """
+    if values.device.type != "cpu":
+        return values.to(torch.uint8)
     return values.to(torch.int16).to(torch.uint8)
 
 

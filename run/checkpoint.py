@@ -124,21 +124,30 @@ class HostMemory:
     def __init__(self) -> None:
         self.kept: dict[str, torch.Tensor] = {}
 
-    def take(self, value: Any, name: str = "") -> Any:
+    def take(self, value: Any) -> Any:
         """Return `value` with every tensor copied. The copies hold until the next call."""
+        copied = self._take(value, "")
+        # From a GPU all copies go to pinned memory at once: they are waited for together.
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        return copied
+
+    def _take(self, value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
             return self._copy(value, name)
         if isinstance(value, dict):
-            return {key: self.take(item, f"{name}/{key}") for key, item in value.items()}
+            return {key: self._take(item, f"{name}/{key}") for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [self.take(item, f"{name}/{index}") for index, item in enumerate(value)]
+            return [self._take(item, f"{name}/{index}") for index, item in enumerate(value)]
         return value
 
     def _copy(self, value: torch.Tensor, name: str) -> torch.Tensor:
         kept = self.kept.get(name)
         if kept is None or _layout(kept) != _layout(value):
-            kept = self.kept[name] = torch.empty_like(value, device="cpu")
-        return kept.copy_(value.detach())
+            pinned = value.is_cuda
+            kept = torch.empty_like(value, device="cpu", pin_memory=pinned)
+            self.kept[name] = kept
+        return kept.copy_(value.detach(), non_blocking=value.is_cuda)
 
 
 def _layout(value: torch.Tensor) -> tuple[object, ...]:

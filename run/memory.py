@@ -71,17 +71,18 @@ def room_for(what: str, device: torch.device) -> Iterator[None]:
 
 
 def _is_lack_of_memory(error: RuntimeError) -> bool:
+    if isinstance(error, Failed):  # says what it is, a lost worker too
+        return False
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(word in str(error) for word in ALLOCATOR_WORDS)
 
 
 def _fits(trial: Trial, count: int) -> bool:
+    # After memory ran out once, libraries say so in words of their own: any error is that here.
     try:
         trial(count)
     except RuntimeError as error:
-        if not _is_lack_of_memory(error):
-            raise
         traceback.clear_frames(error.__traceback__)
         return False
     finally:

@@ -75,12 +75,14 @@ class Sums:
         all ranks, where losses of steps are kept.
         """
         best = scores.topk(min(5, scores.shape[1]), 1).indices == labels[:, None]
+        hits = best.sum(0, dtype=torch.float64)  # (<= 5,), of each rank among the best
         # new_full fills on the device; a tensor made from a number would be copied, and waited for.
         count = len(labels)
-        batch = torch.stack([loss * count, best[:, 0].sum(), best.sum(), loss.new_full((), count)])
-        batch = batch.double()
+        batch = torch.stack(
+            [(loss * count).double(), hits[0], hits.sum(), hits.new_full((), count)]
+        )
         if counted is not None:
-            batch = torch.where(counted, batch, torch.zeros_like(batch))
+            batch = torch.where(counted, batch, 0.0)
 
         self.values += batch
         self.losses.append(loss.float() * (count / total) if total else loss.float())

@@ -12,7 +12,17 @@ from torchvision.transforms.v2 import functional as v2
 
 import augmentation
 import transforms
-from augmentation import AUGMENTATIONS, MIX, WINDOW, colour, geometry, mix, noise, policy
+from augmentation import (
+    AUGMENTATIONS,
+    MIX,
+    WINDOW,
+    colour,
+    geometry,
+    mix,
+    noise,
+    policy,
+    policy_gpu,
+)
 from base.randomness import uniforms
 from preparation import sheet
 from transforms import Pipeline, sized_boxes
@@ -219,6 +229,28 @@ def test_ten_crops_are_torchvision_s(images: torch.Tensor) -> None:
     for place, mirrored in enumerate((1, 0, 3, 2, 4)):
         assert torch.equal(ours[:, place], theirs[place])
         assert torch.equal(ours[:, place].flip(3), theirs[5 + mirrored])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_gpu_s_way_through_the_policies_gives_the_cpu_s_images(
+    photographs: list[np.ndarray], wide: bool
+) -> None:
+    count = 14 * 12
+    part = torch.from_numpy(photographs[0].copy())[:64, 100:164].permute(2, 0, 1)
+    images = part.expand(count, -1, -1, -1).contiguous()
+    u = torch.rand(count, 8, generator=torch.Generator().manual_seed(1))
+    u[:, 0] = (torch.arange(count) % 14 + 0.5) / 14  # each operation as often as the others
+    if wide:
+        ours = policy.trivial(images, u)
+        prepared = policy_gpu.prepare_trivial(u.numpy(), 64)
+    else:
+        ours = policy.randaugment(images, u, 2, 9)
+        prepared = policy_gpu.prepare_rand(u.numpy(), 64, 2, 9)
+    theirs = policy_gpu.apply_layers(images, torch.from_numpy(prepared))
+    off = (ours.float() - theirs.float()).abs()
+    # Sharpness rounds once where the CPU rounds twice; what follows it may spread that.
+    assert off.mean() < 0.1
+    assert (off > 1).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0])

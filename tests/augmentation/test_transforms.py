@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as v2
 
 import augmentation
 from augmentation import colour, geometry
-from augmentation.resize import crop, resize, resized_crop
+from augmentation.resize import crop, cut, resize, resized_boxes, resized_crop
 from datasets import decode
 from transforms import Pipeline, Window
 
@@ -151,8 +151,8 @@ def test_a_cut_file_is_refused_and_never_half_grey(photographs: list[np.ndarray]
 def test_arrays_are_scaled_and_cropped_as_torchvision_does(photographs: list[np.ndarray]) -> None:
     images = batch(photographs)
     offsets = np.array([[3, 5], [0, 0], [8, 24], [1, 2], [3, 3], [7, 0]])
-    matrices = resized_crop(images, (64, 64), offsets, 40, "bicubic")
-    kernel = crop(resize(images, (64, 64), "bicubic"), offsets, 40)
+    matrices = resized_crop(images, (64, 64), torch.from_numpy(offsets), 40, "bicubic")
+    kernel = crop(resize(images, (64, 64), "bicubic"), torch.from_numpy(offsets), 40)
     assert (matrices.int() - kernel.int()).abs().max() <= 1
     bicubic = Pipeline([], 64, 40, interpolation="bicubic").cut_arrays(images, 0, np.arange(6))
     usual = v2.resize(images, [64], interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
@@ -168,7 +168,7 @@ def test_arrays_are_scaled_and_cropped_as_torchvision_does(photographs: list[np.
 def test_crops_with_padding_are_the_right_parts(photographs: list[np.ndarray]) -> None:
     images = batch(photographs, 5, 20)
     offsets = np.array([[-4, -4], [4, 4], [0, 0], [-4, 4], [2, -3]])
-    ours = crop(images, offsets, 20, 4)
+    ours = crop(images, torch.from_numpy(offsets), 20, 4)
     for image, (left, top), got in zip(images, offsets.tolist(), ours, strict=True):
         assert torch.equal(got, v2.crop(v2.pad(image, [4]), top + 4, left + 4, 20, 20))
 
@@ -242,3 +242,19 @@ def test_odd_shapes_work(shape: tuple[int, ...]) -> None:
     assert geometry.flip(images, torch.zeros(shape[0], 1)).shape == shape
     if shape[1] == 3:
         assert colour.jitter(images, torch.zeros(shape[0], 4)).shape == shape
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_gpu_s_way_to_cut_boxes_gives_the_cpu_s_pixels(
+    photographs: list[np.ndarray], interpolation: str, whole: bool
+) -> None:
+    pixels = torch.from_numpy(photographs[0].copy()).permute(2, 0, 1)[None].expand(4, -1, -1, -1)
+    boxes = np.array([[0.0, 0, 400, 400], [10, 20, 234, 244], [100, 7, 190, 97], [3, 3, 423, 410]])
+    gpus = resized_boxes(pixels, torch.from_numpy(boxes).float(), 64, whole, interpolation)
+    for image, box, ours in zip(pixels, boxes, gpus, strict=True):
+        cpus = cut(image[None], box, 64, whole, interpolation)[0]
+        off = (cpus.float() - ours.float()).abs()
+        # Where pixels beyond the box count, the CPU moves the window by up to 1/64 of a pixel.
+        assert off.mean() < (0.5 if whole else 0.1)
+        assert whole or off.max() <= 2

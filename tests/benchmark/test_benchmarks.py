@@ -24,6 +24,7 @@ LINES = {
     ],
     "cifar10": ["--batches", "3", "--repetitions", "1"],
     "augmentations": ["--batch", "4", "--repetitions", "2"],
+    "gpu": ["--cpu", "--small", "--netType", "alexnetbn"],
     "reporting": ["--epochs", "3", "--steps", "50"],
     "saving": ["--netType", "alexnetbn", "--trials", "1"],
     "imagenet": ["--nThreads", "1", "--repetitions", "1", "--peer", "torchvision"],

@@ -65,7 +65,7 @@ def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) 
 
 
 def test_memory_files_and_threads_stay() -> None:
-    result = soak.run(10)
+    result = soak.run(6)
     assert result["ended_well"]
     assert result["MiB_per_1000_images"] < 1
     assert result["MiB_per_1000_decodes"] < 1

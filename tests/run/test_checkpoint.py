@@ -25,7 +25,7 @@ from run import checkpoint
 
 
 def test_a_killed_run_ends_with_the_weights_of_the_whole_one() -> None:
-    result = kill.run(6, seed=11)
+    result = kill.run(4, seed=11)
     assert result["equal"] == 6
     assert result["finished_saves_lost"] == 0
 
@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_checkpoint_before() -> None:
 
 
 def test_sigterm_saves_in_time_and_goes_on_exactly() -> None:
-    result = signals.run(3, seed=5)
+    result = signals.run(2, seed=5)
     assert result["equal"] == result["saved_in_time"] == result["trials"]
     assert result["orphans"] == 0
 

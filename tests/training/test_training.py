@@ -164,15 +164,15 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 def test_averaged_weights_are_tested_kept_and_continued(tmp_path: Path) -> None:
     more = ["--ema", "0.9", "--optimizer", "adamw", "--schedule", "onecycle", "--precision", "bf16"]
-    main.main(arguments(tmp_path / "a", *more, "--limit", "256"))
-    run = tmp_path / "a" / "mnist" / "alexnetbn"
+    rig.finish(rig.options(tmp_path, *more, "--nEpochs", "2"))
+    run = rig.run_folder(tmp_path)
     found = checkpoint.newest(run / "checkpoints")
     assert found is not None
     state, kept = found.parts, archive.read(run / "model_2.pt")["network"]
     assert all(torch.equal(kept[name], state["updater"]["averaged"][name]) for name in kept)
     assert not all(torch.equal(kept[name], state["network"][name]) for name in kept)
     assert all(math.isfinite(record.test_loss) for record in found.progress.history)
-    main.main(arguments(tmp_path / "a", "--continue", "--nEpochs", "3"))
+    rig.finish(rig.options(tmp_path, "--continue", "--nEpochs", "3"))
     assert len((run / "log.jsonl").read_text().splitlines()) == 3
 
 
