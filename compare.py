@@ -11,21 +11,21 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from base.arguments import Parser
 from base.errors import Refused, clear_errors
 from base.text import print_table, printable
-from report.record import EpochRecord
+from report.record import EpochRecord, Json
 
-LOCATIONS = {"expID", "expDir", "given"}  # options that only say where a run lies
+# Options that only say where a run lies.
+LOCATIONS = {"expID", "expDir", "given"}
 
 
 @dataclass(frozen=True)
 class FinishedRun:
     """What a run's folder says of it."""
 
-    options: dict[str, Any]
+    options: Json
     history: list[EpochRecord]
 
 
@@ -53,9 +53,11 @@ def rows(runs: dict[str, FinishedRun]) -> list[list[str]]:
     differing = sorted(name for name in known if _differs(name, runs))
     metrics = ["epochs", "best top-1", "epoch", "last top-1", "hours", "images/s"]
     table = [["run", *differing, *metrics]]
+
     for name, run in runs.items():
         values = [printable(run.options.get(option, "-")) for option in differing]
         table.append([name, *values, *_metrics(run.history)])
+
     return table
 
 

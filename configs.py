@@ -49,7 +49,8 @@ from training.step import Step
 from training.updater import Updater, has_batch_norm, make_optimizer
 from transforms import Pipeline
 
-SAMPLE = 10_000  # images that mean and standard deviation are taken from
+# Images that mean and standard deviation are taken from.
+SAMPLE = 10_000
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,8 +69,11 @@ def start(options: Options) -> Iterator[Run]:
 
     new = ranks.first and not options.folder.exists()
     lock = folder.Lock(options.folder) if ranks.first else contextlib.nullcontext()
+
+    # Signals before the lock: from here on a signal finds someone who answers it.
     with Signals() as signals, lock:
         try:
+            # One rank looks at the folder and changes it; the others read what it left.
             with ranks.in_turn("folder"):
                 if ranks.first:
                     resume, overwrite = options.continue_, options.overwrite
@@ -96,6 +100,7 @@ def _set_backends(options: Options) -> None:
     if options.deterministic:
         # cuBLAS adds up in one order with it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
     torch.use_deterministic_algorithms(options.deterministic)
 
 
@@ -144,12 +149,15 @@ def open_both(options: Options) -> tuple[Images, Images]:
     name, root = options.dataset, options.data_dir
     train = data.open_images(name, root, "train", **settings)
     test = data.open_images(name, root, "test", classes=train.classes, **settings)
+    # Limits belong to the command line, not to a data set: they are set on whatever was opened.
     megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
     limits = Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
+
     for images in (train, test):
         if isinstance(images, FileImages):
             images.limits = limits
 
+    # Training goes on without them, but a figure of such a class would be missing without a word.
     present = set(np.unique(test.labels).tolist())
     absent = [name for label, name in enumerate(train.classes) if label not in present]
     if absent:
@@ -176,6 +184,7 @@ def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
         sides = f"{len(train)} images to train on, {len(test)} to test on"
         run.console.say(f"split     {sides}: {run.folder / 'split.csv'}")
 
+    # Testing has no steps: what is random must not touch a figure.
     steps, ten = options.steps, options.tenCrop
     plan = _train_plan(options, run, train)
     ranks = run.ranks
@@ -210,11 +219,13 @@ def _train_plan(options: Options, run: Run, images: Images) -> Plan:
         raise Refused(
             f"an epoch needs at least 2 training images, {found}: check {images.where} and --limit"
         )
+
     left = min(count, options.limit or count) - plan.image_count
     if left:
         few = "1 image" if left == 1 else f"{left} images on {ranks.world} ranks"
         last = f"the last batch of each epoch would be {few}, too few for batch norm"
         run.console.say(f"{last}: it is left out")
+
     return plan
 
 
@@ -247,6 +258,7 @@ def statistics(options: Options, images: Images) -> tuple[list[float], list[floa
     if Path(images.where).exists():
         where = str(Path(images.where).resolve())
     sizes = {"imageSize": options.imageSize, "cropSize": options.cropSize}
+    # Another folder, count or size must not find these values.
     cache_key = json.dumps({"where": where, "images": len(images), **sizes})
 
     def compute() -> tuple[list[float], list[float]]:
@@ -268,6 +280,7 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
 
     Raises Refused.
     """
+    # Names for people are kept with the weights, where predict.py finds them.
     shown = display_names(images)
     network = model.create(
         options.netType,
@@ -302,11 +315,13 @@ def _initialise(options: Options, run: Run, network: Network, images: Images) ->
         weights = options.retrain
         if options.pretrained:
             weights = model.published_weights(options.netType)
+
     if not weights:
         with run.ranks.in_turn("statistics"):
             network.normalise.set(*statistics(options, images))
         return
 
+    # What was reinitialised is said: it decides whether a test of these weights means anything.
     fresh = model.load_weights(network, model.read_weights(weights), weights)
     if fresh:
         made_for = f"{weights} was made for other classes or heads"
@@ -319,6 +334,7 @@ def _refuse_other(spec: Spec, saved: Saved) -> None:
     """
     before = Spec.from_plain(saved.spec)
     names = {"netType": "net_type", "classes": "classes", "stem": "stem"}
+
     for shown, name in names.items():
         was, now = getattr(before, name), getattr(spec, name)
         if was == now:
@@ -329,6 +345,7 @@ def _refuse_other(spec: Spec, saved: Saved) -> None:
             f"{saved.path} has {shown} {was}, not {now}: leave that as it was, or name another "
             "--expID"
         )
+
     if (before.crop_size < SMALL) != (spec.crop_size < SMALL):
         raise Refused(
             f"{saved.path} was trained at {before.crop_size} pixels, where {spec.net_type} has "
@@ -392,6 +409,7 @@ def schedule_of(options: Options) -> Schedule:
     """Return the run's learning rate and weight decay."""
     entry = NETWORKS[options.netType]
     first, decay = entry.lr, options.weightDecay
+
     # AdamW's decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101.
     if options.optimizer == "adamw":
         first, decay = 1e-3, 0.05 if decay is None else decay
@@ -413,8 +431,10 @@ def make_criterion(options: Options, images: Images, device: torch.device) -> Cr
     weights = None
     if options.classWeights:
         counts = np.bincount(images.labels, minlength=len(images.classes))
+        # A class without images would divide by zero; its weight is never used.
         inverse = len(images) / (len(images.classes) * np.maximum(counts, 1))
         weights = torch.from_numpy(inverse.astype(np.float32)).to(device)
+
     return Criterion(weights, options.labelSmoothing)
 
 
@@ -427,15 +447,18 @@ def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
         trained = Compiled(network)
     elif options.compile:
         trained = torch.compile(network)  # type: ignore[assignment]
+
     if options.gpus > 1:
         first = run.step.device.index or 0
         least = 2 if has_batch_norm(network) else 1
         trained = Replicas(trained, list(range(first, first + options.gpus)), least)
+
     return make_distributed(trained, run.ranks, run.step.device)
 
 
 def resume(options: Options, run: Run, network: Network, updater: Updater) -> Progress:
     """Fill the run from its checkpoint, if it has one, and write down what it is."""
+    # An option that no bit depends on does not break exactness when it changes.
     changed = {name: pair for name, pair in options.changed.items() if name not in FREE}
     progress = run.resume(changed, network, updater, wanted=options.continue_)
     if run.ranks.first:
@@ -497,6 +520,7 @@ def _describe_training(options: Options, run: Run, steps: int) -> str:
         average = (
             f"; averaged weights of decay {options.ema:g} are tested, kept as best and exported"
         )
+
     epochs = f"{options.nEpochs} epochs of {steps} steps"
     return f"{epochs}, {batch}; {options.optimizer}, {rate}, not scaled with the batch{average}"
 

@@ -31,13 +31,16 @@ from transforms import Pipeline
 from utils import Uploader
 
 Images = ArrayImages | FileImages
-MAX_RESIDENT = 2 << 30  # bytes of pixels that are kept on the GPU
+Keywords = dict[str, Any]  # of DataLoader
+# Bytes of pixels that are kept on the GPU.
+MAX_RESIDENT = 2 << 30
 
 
 class Loader(Protocol):
     """What brings batches, `ArrayLoader` or `FileLoader`. bad: images left out, by number."""
 
-    images: Any  # Images: a protocol's attributes are invariant, each loader has one kind
+    # Images: a protocol's attributes are invariant, each loader has one kind.
+    images: Any
     pipeline: Pipeline
     plan: Plan
     bad: dict[int, BadImage]
@@ -66,10 +69,14 @@ class ArrayLoader:
     def __init__(
         self, images: ArrayImages, pipeline: Pipeline, plan: Plan, device: torch.device
     ) -> None:
-        self.images, self.pipeline, self.plan = images, pipeline, plan
+        self.images = images
+        self.pipeline = pipeline
+        self.plan = plan
         self.device = device
         self.labels = torch.from_numpy(images.labels).to(device)
-        self.bad: dict[int, BadImage] = {}  # always empty: arrays were checked as they were read
+
+        # Always empty: arrays were checked as they were read.
+        self.bad: dict[int, BadImage] = {}
         self.uploader = Uploader(device)
         self.pixels: Tensor | StoredPixels = images.pixels
         if isinstance(images.pixels, Tensor):
@@ -99,6 +106,7 @@ class ArrayLoader:
             images = pipeline.cut_placed(stored, placement, placed)
         else:
             images = self.uploader.send(pipeline.cut_arrays(self._rows(indices), epoch, indices))
+
         # Grey images look the same in each channel.
         images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
         return pipeline.apply_steps(images, draws, sent), self.labels.index_select(0, chosen)
@@ -143,8 +151,12 @@ class FileLoader:
         timeout: int = 120,
         skip: bool = False,
     ) -> None:
-        self.images, self.pipeline, self.plan = images, pipeline, plan
-        self.device, self.timeout, self.skip = device, timeout, skip
+        self.images = images
+        self.pipeline = pipeline
+        self.plan = plan
+        self.device = device
+        self.timeout = timeout
+        self.skip = skip
         self.labels = torch.from_numpy(images.labels).to(device)
         self.uploader = Uploader(device)
         self.bad: dict[int, BadImage] = {}
@@ -162,7 +174,7 @@ class FileLoader:
                 iter(self.loader)
                 self.deaths = WorkerWatch.installed()
 
-    def _worker_settings(self, workers: int, start_method: str) -> dict[str, Any]:
+    def _worker_settings(self, workers: int, start_method: str) -> Keywords:
         """Return DataLoader's settings for worker processes.
 
         Raises Refused where they lack shared memory.
@@ -175,13 +187,14 @@ class FileLoader:
         if start_method == "forkserver":
             # The server imports torch once, its forks then start at once.
             context.set_forkserver_preload(["data"])
+
         return {
             "multiprocessing_context": context,
             "persistent_workers": True,
             "timeout": self.timeout,
         }
 
-    def _make(self, workers: int, more: dict[str, Any]) -> DataLoader[Decoded]:
+    def _make(self, workers: int, more: Keywords) -> DataLoader[Decoded]:
         reader = Reader(self.images, self.pipeline, self.plan, finishes=self.device.type == "cpu")
         return DataLoader(
             reader,
@@ -204,7 +217,9 @@ class FileLoader:
         Raises Refused for a bad image, Failed for a worker.
         """
         batches = range(start, len(self.plan))
+        # The sampler hands out tasks, not images: a worker makes a whole batch.
         self.tasks.tasks = [Task(epoch, batch_index) for batch_index in batches]
+
         for batch_index, (images, indices, bad) in zip(batches, self._read(), strict=True):
             if bad and not self.skip:
                 raise _refusal(bad[0])
@@ -217,6 +232,7 @@ class FileLoader:
             if self.device.type != "cpu":
                 images = self.pipeline.apply_steps(images, draws, sent)
             labels = self.labels.index_select(0, chosen)
+            # The loss is a mean over the images that were there.
             total = self.plan.size(batch_index) - len(bad)
             yield Batch(images, labels, indices.numpy(), total, batch_index)
 
@@ -247,6 +263,7 @@ class FileLoader:
                 cut_off = isinstance(error, (EOFError, ConnectionError))
                 if "DataLoader" not in text and not cut_off:
                     raise
+                # What a killed worker was writing stays in shared memory until someone removes it.
                 workers = getattr(self.loader._iterator, "_workers", [])
                 remove_left([worker.pid for worker in workers])
                 raise LostWorker(

@@ -34,7 +34,8 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    build_parser().parse_args()  # --help and wrong options answer here, before torch is imported
+    # --help and wrong options answer here, before torch is imported.
+    build_parser().parse_args()
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +45,10 @@ from base import archive
 from base.errors import Failed, Refused, clear_errors
 from base.files import sync_folder
 
-CLOSE = 1e-4  # largest difference of a probability between the file and the network
-BATCHES = (1, 3)  # images that are tried
+# Largest difference of a probability between the file and the network.
+CLOSE = 1e-4
+# Images that are tried.
+BATCHES = (1, 3)
 
 
 class Probabilities(nn.Module):
@@ -163,6 +166,7 @@ def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -
             f"{path} gives probabilities that differ by {worst:.2g}, more than {CLOSE:g}: it was "
             "not kept"
         )
+
     return worst
 
 
@@ -178,7 +182,9 @@ def export(source: str, kind: str, out: Path) -> float:
         raise Refused(f"there is no folder {out.parent}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its insides
+            # torch's own, about its insides.
+            warnings.simplefilter("ignore")
+            # Run beside the network before it takes its name: a wrong file is never left.
             worst = check(network, FORMATS[kind](network, about, temporary), out)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -186,6 +192,7 @@ def export(source: str, kind: str, out: Path) -> float:
         sync_folder(out.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
     return worst
 
 

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     """Do what the command line says. Raises Refused, Failed, SystemExit."""
     options = opts.parse(argv)
     with configs.start(options) as run:
+        # Workers start here, before anything else runs in a thread: see docs/architecture.md.
         train_loader, test_loader = configs.make_loaders(options, run)
         network = configs.make_network(options, run, train_loader.images)
         updater = configs.make_updater(options, run, network)
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             started = time.perf_counter()
             with configs.memory_to_train(options, run, parallel, updater, criterion):
                 sums, trained = train(run, parallel, train_loader, updater, criterion)
+            # Each rank norms its own share, so their running statistics differ. Rank 0's are saved,
+            # so they are what is tested too.
             run.ranks.share_buffers(updater.network_for_eval)
             with configs.memory_to_test(options, run, updater):
                 tested = test(run, updater.network_for_eval, test_loader, sums)
@@ -88,12 +91,15 @@ def train(
     progress, classes = run.progress, len(loader.images.classes)
     sums = run.restored_sums()
     batches = loader.epoch(progress.epoch, progress.batch)
+    # A resumed epoch counts only the images that are left of it.
     title, left = f"epoch {progress.epoch + 1}", loader.plan.images_left(progress.batch)
+
     for batch in run.batches(batches, sums, title, left):
         updater.begin(run.share_done(len(loader)))
         images, targets = loader.pipeline.mix(
             batch.images, batch.labels, classes, progress.epoch, batch.index
         )
+        # The loss and the scores stay on the device: nothing in this loop waits for them.
         loss, logits = gradients(
             run.step, network, updater, criterion, images, targets, batch.total, progress.step
         )
@@ -102,6 +108,8 @@ def train(
         run.show_step(sums, images, len(loader))
         run.after_step(sums)
 
+    # The last checks are still on their way from the device: a bad step must end the run here, not
+    # in the next epoch.
     updater.settle()
     means, clock = sums.means(run.ranks), run.watch.clock
     rate = clock.images / clock.seconds if clock.seconds else None
@@ -132,6 +140,7 @@ def gradients(
     parts = max(1, min(step.accumulate, len(images) // updater.least_images))
     losses, logits = [], []
     pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+
     for part, (pixels, labels) in enumerate(pairs):
         step.reseed(number, part)
         with reduced_if(part == parts - 1, network):
@@ -140,8 +149,10 @@ def gradients(
             loss = criterion(heads, labels) / max(1, total)
             # The ranks' gradients are averaged, this makes them add up.
             updater.backward(loss * step.ranks.world)
+        # Without their graphs: they would keep every part's activations alive.
         losses.append(loss.detach())
         logits.append(heads[0].detach().float())
+
     return torch.stack(losses).sum() * (total / max(1, len(images))), torch.cat(logits)
 
 
@@ -149,12 +160,17 @@ def gradients(
 def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
     """Test on every image once. A signal saves what was trained: the test is then repeated."""
     network.eval()
-    sums, scores, labels, indices = Sums(run.step.device), [], [], []
+    sums = Sums(run.step.device)
+    scores = []
+    labels = []
+    indices = []
+
     for batch in run.batches(loader.epoch(0), trained, "test", loader.plan.image_count):
         with run.step.autocast():
             log_probs = log_probabilities(network, batch.images)  # (N, K)
         loss = F.nll_loss(log_probs, batch.labels, reduction="sum") / max(1, len(batch.labels))
         sums.add(loss, log_probs, batch.labels)
+        # Average precision needs all scores of all images at once.
         scores.append(log_probs.exp())
         labels.append(batch.labels)
         indices.append(torch.from_numpy(batch.indices))
@@ -164,6 +180,7 @@ def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
     means, seconds = sums.means(run.ranks), run.watch.clock.seconds
     collected = [run.ranks.collect(torch.cat(part).cpu()) for part in (scores, labels, indices)]
     probabilities, every_label, every_index = collected  # (N, K), (N,), (N,)
+    # Only rank 0 has the scores of all ranks; the others' value is never shown.
     precisions = torch.zeros(1)
     if run.ranks.first:
         precisions = average_precisions(probabilities, every_label)
@@ -184,6 +201,7 @@ def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
         return network(images).float().log_softmax(1)
     crops = [view for part in images.unbind(1) for view in (part, part.flip(3))]
     log_probs = torch.stack([network(crop).float().log_softmax(1) for crop in crops])  # (10, N, K)
+
     # In logarithms, where no small probability becomes 0.
     return log_probs.logsumexp(0) - math.log(len(crops))
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from base import archive
+from base.archive import Plain, State
 from base.errors import Refused
 from base.fetch import digest_of, fetch
 from models import NETWORKS, OURS
@@ -50,18 +51,22 @@ class Spec:
     interpolation: str = "bilinear"
     display_names: tuple[str, ...] = ()
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> State:
         """Return what a file holds."""
         values = {key: getattr(self, name) for name, key in KEYS.items()}
         return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "Spec":
+    def from_plain(cls, plain: State) -> "Spec":
         """Read what a file holds. Raises KeyError, TypeError."""
-        values: dict[str, Any] = {name: plain[key] for name, key in KEYS.items() if key in plain}
+        values: State = {name: plain[key] for name, key in KEYS.items() if key in plain}
         for name in ("classes", "display_names"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
+
+
+# Logits (N, K), or a tuple of them, the main head's first.
+Heads = Any
 
 
 class Normalise(nn.Module):
@@ -101,7 +106,8 @@ class Network(nn.Module):
         self.normalise: Normalise = Normalise()
         self.body = body
         self.spec = spec
-        self.frozen: list[nn.Module] = []  # batch norms whose statistics do not change
+        # Batch norms whose statistics do not change.
+        self.frozen: list[nn.Module] = []
 
     def train(self, mode: bool = True) -> "Network":
         """Switch between training and testing; what is frozen stays as in testing."""
@@ -110,7 +116,7 @@ class Network(nn.Module):
             module.eval()
         return self
 
-    def forward(self, images: Tensor, heads: bool = False) -> Any:
+    def forward(self, images: Tensor, heads: bool = False) -> Heads:
         """images: (N, 3, S, S) uint8 -> logits (N, K); with heads a tuple of them, the main head's
         first.
         """
@@ -146,12 +152,14 @@ def create(
         least = f"at least {entry.smallest} pixels a side"
         raise Refused(f"{name} needs images of {least}, got {size}", limit="crop size")
 
+    # A table names builders as text, so that reading it imports no torch.
     module, function, *first = entry.builder.split(":")
     build = getattr(import_module(f"models.{module}"), function)
     try:
         body = build(*first, len(classes), size, stem)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _refused_size(name, size, error) from None
+
     return Network(body, Spec(name, tuple(classes), image_size or size, size, stem, **others))
 
 
@@ -171,6 +179,7 @@ def refuse_size(network: Network) -> None:
     state = {name: value.to("meta") for name, value in network.state_dict().items()}
     shape = (2, 3, spec.crop_size, spec.crop_size)
     images = torch.empty(shape, dtype=torch.uint8, device="meta")
+
     try:
         with torch.no_grad():
             functional_call(network.train(), state, (images,), {"heads": True})
@@ -226,10 +235,11 @@ def published_weights(name: str) -> str:
     elif not digest_of(path, "sha256").startswith(digest):
         wrong = f"{path} has a SHA-256 that does not begin with {digest}"
         raise Refused(f"{wrong}: remove it, it is then fetched again")
+
     return str(path)
 
 
-def read_weights(path: str) -> Any:
+def read_weights(path: str) -> Plain:
     """Return what a file of weights holds: ours, verified, or others', read as plain data.
 
     Raises Refused.
@@ -256,6 +266,7 @@ def multiply_adds(network: Network) -> int:
     image = torch.empty(1, 3, size, size, dtype=torch.uint8, device="meta")
     training = network.training
     network.eval()
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         functional_call(network, state, (image,))
     network.train(training)
@@ -295,7 +306,7 @@ def freeze(network: Network, what: str) -> None:
             network.frozen.append(layer)
 
 
-def load_weights(network: Network, value: Any, source: str) -> list[str]:
+def load_weights(network: Network, value: Plain, source: str) -> list[str]:
     """Fill `network` from a checkpoint, a snapshot or a bare state dict; return the names of what
     is reinitialised.
 
@@ -309,6 +320,7 @@ def load_weights(network: Network, value: Any, source: str) -> list[str]:
     fresh = [n for n in other_shape if _is_last(own[n], state[n], len(spec.classes))]
     misfits = _misfits(own, state, spec.net_type)
     misfits += [_shapes(n, state[n], own[n]) for n in other_shape if n not in fresh]
+    # Four lines name the cause; eighty would hide it.
     if misfits:
         more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
         raise Refused(f"{source} does not fit {spec.net_type}: {'; '.join(misfits[:4])}{more}")
@@ -345,7 +357,7 @@ def _is_last(own: Tensor, given: Tensor, classes: int) -> bool:
     return own.dim() == given.dim() and own.shape[1:] == given.shape[1:]
 
 
-def state_of(value: Any, source: str, name: str) -> dict[str, Tensor]:
+def state_of(value: Plain, source: str, name: str) -> dict[str, Tensor]:
     """Return the state dict in a loaded file, by our names.
 
     Raises Refused where there is none or it must not fit.
@@ -359,7 +371,8 @@ def state_of(value: Any, source: str, name: str) -> dict[str, Tensor]:
         if theirs != name:
             raise Refused(f"{source} holds {theirs}, not {name}", limit="network")
         value = value.get("network")
-    for key in ("state_dict", "model"):  # what others wrap a state dict in
+    # What others wrap a state dict in.
+    for key in ("state_dict", "model"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
 
@@ -368,12 +381,14 @@ def state_of(value: Any, source: str, name: str) -> dict[str, Tensor]:
     )
     if not is_state:
         raise Refused(f"{source} holds no weights: checkpoints, snapshots and state dicts do")
+    # DataParallel's and DDP's own prefix.
     state = {key.removeprefix("module."): tensor for key, tensor in value.items()}
     if "normalise.mean" in state:
         return state
 
     # torchvision's googlenet and inception_v3 rescale ImageNet's normalisation to this one as their
     # first step.
+    # Their papers' input is in [-1, 1]; torchvision's weights expect it so.
     half = name in ("googlenet", "inception_v3")
     mean, std = ((0.5,) * 3, (0.5,) * 3) if half else (IMAGENET_MEAN, IMAGENET_STD)
     ours = {"normalise.mean": torch.tensor(mean), "normalise.std": torch.tensor(std)}

@@ -37,10 +37,15 @@ from datasets import DATASETS, Source
 from models import NETWORKS, OURS
 from training.schedule import KINDS
 
-DATA, NET, TRAIN, MACHINE, RUN = "data", "network", "training", "machine", "run folder"
+DATA = "data"
+NET = "network"
+TRAIN = "training"
+MACHINE = "machine"
+RUN = "run folder"
 BY_SET = "by data set"
 LISTED = f"{', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
-MAX_RECIPE = 1 << 20  # characters of a recipe file
+# Characters of a recipe file.
+MAX_RECIPE = 1 << 20
 
 # What a user of main.py can do about a limit that the files below it report.
 WAYS_OUT = LIMIT_WAYS | {
@@ -64,6 +69,9 @@ WAYS_OUT = LIMIT_WAYS | {
     "network": "give its own --netType",
     "no ImageNet": "give --data_dir DIR; to start now without it: python main.py --dataset mnist",
 }
+
+
+Values = dict[str, Any]  # of options, by name
 
 
 @dataclass
@@ -251,8 +259,8 @@ class Options:
 
     # Filled in by `parse`, not on the command line: what was given, what differs from the run that
     # is resumed, and values parsed once from their text.
-    given: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
-    changed: dict[str, tuple[Any, Any]] = dataclasses.field(default_factory=dict, repr=False)
+    given: Values = dataclasses.field(default_factory=dict, repr=False)
+    changed: dict[str, tuple[object, object]] = dataclasses.field(default_factory=dict, repr=False)
     steps: list[augmentation.Step] = dataclasses.field(default_factory=list, repr=False)
     save_interval: Every = dataclasses.field(default=Every(None, 10.0), repr=False)
     synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256), repr=False)
@@ -284,7 +292,7 @@ class Options:
         where += [] if self.expDir == "./cache" else ["--expDir", self.expDir]
         return shlex.join(["python", "main.py", *where, "--continue"])
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self) -> Values:
         """Return what options.json holds."""
         return {name: getattr(self, name) for name in FIELDS if name not in UNRECORDED}
 
@@ -292,7 +300,8 @@ class Options:
 FIELDS: dict[str, Field] = {
     field.name: field for field in dataclasses.fields(Options) if field.metadata
 }
-UNRECORDED = {"continue_", "overwrite"}  # they say what to do with a run, not what it is
+# They say what to do with a run, not what it is.
+UNRECORDED = {"continue_", "overwrite"}
 
 # Neither the weights nor the metrics depend on these: a run may resume with others and stays exact.
 FREE = {
@@ -309,6 +318,7 @@ def parse(argv: list[str] | None = None) -> Options:
     stands in `changed`.
     """
     parser = build_parser()
+    # A recipe may stand anywhere; the command line wins in any case.
     arguments = _recipes_first(sys.argv[1:] if argv is None else argv, parser)
 
     # torchrun starts a run again after a rank was lost: it resumes then.
@@ -321,9 +331,12 @@ def parse(argv: list[str] | None = None) -> Options:
     if unknown:
         _refuse_unknown(parser, unknown)
 
+    # Options that were not given are absent, so that a run's own values are not overwritten by
+    # defaults.
     given = vars(known)
     options = _resumed(given, parser) if given.get("continue_") else Options(**given)
     options.given = given
+
     for message in _mistakes(options):
         parser.error(message)
     _settle(options)
@@ -338,12 +351,14 @@ def build_parser() -> Parser:
     about = f"Train an image classifier. {start}"
     epilog = "@FILE reads options from a recipe file."
     parser = Parser(prog="main.py", description=about, allow_abbrev=False, epilog=epilog)
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
+
     for name, field in FIELDS.items():
         title = field.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         groups[title].add_argument("--" + name.rstrip("_"), **described(name, field))
+
     return parser
 
 
@@ -378,7 +393,7 @@ def _read_recipe(path: str, parser: Parser) -> list[str]:
         parser.error(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}")
 
 
-def _resumed(given: dict[str, Any], parser: Parser) -> Options:
+def _resumed(given: Values, parser: Parser) -> Options:
     """Return the options of the run that is to be resumed, with what is given again."""
     path = Options(**given).folder / "options.json"
     if not path.exists():
@@ -405,10 +420,11 @@ def _resumed(given: dict[str, Any], parser: Parser) -> Options:
         if name in stored and stored[name] != value:
             options.changed[name] = (stored[name], value)
         setattr(options, name, value)
+
     return options
 
 
-def _stored(name: str, value: Any) -> Any:
+def _stored(name: str, value: object) -> Any:
     """Return an option's value from options.json. Raises ValueError where it is none."""
     field = FIELDS[name]
     if value is None and field.default is None:
@@ -422,6 +438,7 @@ def _stored(name: str, value: Any) -> Any:
 
 def _mistakes(options: Options) -> Iterator[str]:
     """Yield what is wrong with values alone or together; parse what is a text of several values."""
+    # Naming a file of dbcollection is asking for it.
     options.storage = options.storage or ("disk" if options.dbcollection else None)
     yield from _wrong_texts(options)
     yield from _wrong_names(options)
@@ -527,7 +544,9 @@ def _unfitting(options: Options) -> Iterator[str]:
     if options.warmup >= options.nEpochs:
         yield f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it"
 
-    crop, image, smallest = options.cropSize, options.imageSize, NETWORKS[options.netType].smallest
+    crop = options.cropSize
+    image = options.imageSize
+    smallest = NETWORKS[options.netType].smallest
     if crop > image:
         yield f"--cropSize {crop} is larger than --imageSize {image}: lower it, or raise the other"
     if crop < smallest:

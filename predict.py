@@ -16,7 +16,8 @@ from typing import NamedTuple
 from base.arguments import LIMIT_WAYS, Parser, add_limit_options
 
 BATCH = 32
-SHEET = 48  # images on a sheet
+# Images on a sheet.
+SHEET = 48
 
 
 def build_parser() -> Parser:
@@ -37,7 +38,8 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    build_parser().parse_args()  # --help and wrong options answer here, before torch is imported
+    # --help and wrong options answer here, before torch is imported.
+    build_parser().parse_args()
 
 import numpy as np
 import torch
@@ -96,6 +98,7 @@ def predict(network: model.Network, images: FileImages, top: int) -> Iterator[Pr
     plan = Plan(len(images), BATCH)
     reader = Reader(images, pipeline, plan, finishes=False)
     names = spec.display_names or spec.classes
+
     for batch_index in range(len(plan)):
         pixels, indices, bad = reader[Task(0, batch_index)]
         scores = network(pixels).softmax(1) if len(pixels) else pixels
@@ -106,6 +109,7 @@ def predict(network: model.Network, images: FileImages, top: int) -> Iterator[Pr
         for image in bad:
             reason = with_way_out(image.reason, image.limit, LIMIT_WAYS)
             found[image.index] = Prediction(image.path, [], None, reason)
+        # In the order in which they were named, bad ones among the others.
         yield from (found[index] for index in sorted(found))
 
 
@@ -119,6 +123,7 @@ def draw_sheet(predictions: list[Prediction], path: Path) -> None:
     from report import pictures
 
     images, titles = [], []
+
     for prediction in predictions:
         if prediction.image is not None:
             images.append(prediction.image.permute(1, 2, 0).numpy())
@@ -161,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
             write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows)
         if arguments.sheet:
             draw_sheet(shown, Path(arguments.sheet))
+
     sys.exit(1 if failed else 0)
 
 

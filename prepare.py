@@ -16,12 +16,16 @@ from base.errors import Refused, clear_errors
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")
 IMAGES = "folder with train/ and val/, or with class folders"
 STAYS = "what is there already stays"
-PATHS = ("data_dir", "out", "tars")  # arguments in which ~ means the home folder
+# Arguments in which ~ means the home folder.
+PATHS = ("data_dir", "out", "tars")
 WAYS_OUT = LIMIT_WAYS | {
     "data_dir": "give --data_dir DIR",
     "out": "choose another --out",
     "partial": "run this again, or give --expect for a partial set",
 }
+
+
+Commands = Any  # argparse's subparsers, whose class is private
 
 
 def fetch(arguments: argparse.Namespace) -> None:
@@ -90,7 +94,7 @@ def build_parser() -> Parser:
 
 
 def _add(
-    commands: Any, name: str, run: Callable[..., Any], about: str, data_dir: str = ""
+    commands: Commands, name: str, run: Callable[..., Any], about: str, data_dir: str = ""
 ) -> argparse.ArgumentParser:
     """Add one command. data_dir: help of its --data_dir, "" where it has none that is needed."""
     command: argparse.ArgumentParser = commands.add_parser(
@@ -102,7 +106,7 @@ def _add(
     return command
 
 
-def _add_folder_commands(commands: Any) -> None:
+def _add_folder_commands(commands: Commands) -> None:
     """Add what looks at a folder of images."""
     about = "what a folder holds and what a run would do with it"
     add_limit_options(_add(commands, "info", info, about, IMAGES))
@@ -129,7 +133,7 @@ def _add_threads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--nThreads", type=whole_number(0, 4096), default=cores, help=about)
 
 
-def _add_file_commands(commands: Any) -> None:
+def _add_file_commands(commands: Commands) -> None:
     """Add what writes dbcollection's files, and what unpacks ImageNet."""
     about = "write dbcollection's HDF5 file for a folder"
     command = _add(commands, "index", index, about, "folder with train/ and val/")

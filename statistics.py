@@ -40,11 +40,15 @@ def measure(batches: Iterable[Any]) -> tuple[list[float], list[float]]:
     """
     import torch
 
-    count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    count = 0
+    total = torch.zeros(3, dtype=torch.int64)
+    squares = torch.zeros(3, dtype=torch.int64)
+
     for images in batches:
         channels = images.transpose(0, 1).flatten(1)  # (3, pixels)
         count += channels.shape[1]
         for channel in range(3):
+            # 256 levels: a histogram has all that mean and deviation need, exactly.
             histogram = torch.bincount(channels[channel].flatten(), minlength=256).cpu()
             levels = torch.arange(256)
             total[channel] += (histogram * levels).sum()
@@ -78,13 +82,14 @@ def cached(
         known = {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = known if isinstance(locals().get("known"), dict) else {}
+
     mean, std = compute()
     known[key] = {"mean": mean, "std": std}
     _replace(path, known)
     return mean, std
 
 
-def _replace(path: str, value: Any) -> None:
+def _replace(path: str, value: object) -> None:
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     with open(temporary, "w") as file:

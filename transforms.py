@@ -88,7 +88,9 @@ class Pipeline:
         ten: bool = False,
     ) -> None:
         self.image_size, self.crop_size = image_size, crop_size
-        self.seed, self.interpolation, self.ten = seed, interpolation, ten
+        self.seed = seed
+        self.interpolation = interpolation
+        self.ten = ten
         self.all_steps = steps
         self.window_steps = {step.name: step.values for step in steps if step.entry.stage == WINDOW}
         self.steps = [step for step in steps if WINDOW < step.entry.stage < MIX]
@@ -147,24 +149,31 @@ class Pipeline:
         if "scale" in self.window_steps:
             least, most = self.window_steps["scale"]
             shorter = np.floor(least + self._draws("scale", epoch, indices) * (most - least + 1))
+
+        # Rounding down, as torchvision's Resize does: otherwise test figures would differ from
+        # published ones.
         scaled = np.floor(shorter * sides / sides.min(1, keepdims=True))
 
         free = scaled - self.crop_size
         if "crop" not in self.window_steps:
             return scaled, np.rint(free / 2)
         draws = self._draws("crop", epoch, indices)
+        # One more position than free pixels, so that both borders are reached.
         return scaled, np.floor(draws * (free + 2 * self.padding + 1)) - self.padding
 
     def _boxes(self, sides: np.ndarray, scaled: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """Return the squares in pixels of the stored images, (N, 4), or (N, 5, 4) in ten-crop
         testing.
         """
-        ratio = sides / scaled  # pixels of the stored image a pixel of the scaled one
+        # Pixels of the stored image a pixel of the scaled one.
+        # The window is a fraction of a stored pixel: rounding it would shift the image.
+        ratio = sides / scaled
         if self.ten:
             free = scaled - self.crop_size
             corners = [[0, 0], [1, 0], [0, 1], [1, 1]]
             offset = np.stack([*(free * corner for corner in corners), offset], 1)  # (N, 5, 2)
             ratio = ratio[:, None]
+
         return np.concatenate([offset * ratio, (offset + self.crop_size) * ratio], -1)
 
     def _draws(self, name: str, epoch: int, indices: np.ndarray) -> np.ndarray:
@@ -262,6 +271,7 @@ class Pipeline:
             if step.entry.prepare:
                 part = _find(step.entry.prepare)(part, self.crop_size, *step.values)
             parts.append(part)
+
         return np.concatenate(parts, 1) if parts else draws.numpy()
 
     def _sent_width(self, step: Step) -> int:

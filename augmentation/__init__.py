@@ -10,7 +10,8 @@ an image, so that adding one changes no other.
 import difflib
 from dataclasses import dataclass
 
-WINDOW, GEOMETRY, FLIP, COLOUR, NOISE, ERASE, MIX = range(7)  # the order in which stages run
+# The order in which stages run.
+WINDOW, GEOMETRY, FLIP, COLOUR, NOISE, ERASE, MIX = range(7)
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class Augmentation:
     draws: int
     values: tuple[Value, ...]
     about: str
-    prepare: str = ""  # as function: from u and the side, on the host, to what a GPU's gets
-    on_gpu: str = ""  # as function: what a GPU runs instead, on what was prepared
+    # As function: from u and the side, on the host, to what a GPU's gets.
+    prepare: str = ""
+    # As function: what a GPU runs instead, on what was prepared.
+    on_gpu: str = ""
 
 
 def _strength(default: float, most: float = 1.0, name: str = "strength") -> tuple[Value, ...]:
@@ -174,6 +177,7 @@ def parse(text: str) -> list[Step]:
             raise ValueError(
                 f"'{one}' and '{other}' exclude each other: leave one of them out of '{text}'"
             )
+
     return sorted(steps, key=lambda step: step.entry.stage)
 
 
@@ -185,10 +189,12 @@ def _step(word: str) -> Step:
         raise ValueError(
             f"unknown augmentation '{name}': {hint}allowed are none, {', '.join(AUGMENTATIONS)}"
         )
+
     allowed = AUGMENTATIONS[name].values
     if len(numbers) > len(allowed):
         takes = ", ".join(value.name for value in allowed) or "no value"
         raise ValueError(f"'{word}' has too many values: {name} takes {takes}")
+
     values = [value.default for value in allowed]
     for place, (number, value) in enumerate(zip(numbers, allowed, strict=False)):
         values[place] = _number(number, value, word)
@@ -196,6 +202,7 @@ def _step(word: str) -> Step:
         named = {value.name: number for value, number in zip(allowed, values, strict=True)}
         if low in named and named[low] > named[high]:
             raise ValueError(f"'{word}': {low} {named[low]:g} is more than {high} {named[high]:g}")
+
     return Step(name, tuple(values))
 
 
@@ -204,9 +211,11 @@ def _number(text: str, value: Value, word: str) -> float:
         number = float(text)
     except ValueError:
         number = float("nan")
+
     if not value.low <= number <= value.high:
         raise ValueError(
             f"'{word}': {value.name} must be a number from {value.low:g} to {value.high:g}, got "
             f"'{text}'"
         )
+
     return number

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from augmentation.resize import like, to_uint8
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of red, green, blue
+# ITU-R BT.601 luma of red, green, blue.
+GREY = (0.299, 0.587, 0.114)
 ORDERS = tuple(permutations(range(3)))
 
 
@@ -162,14 +163,21 @@ def chain(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """
     grey = constant(GREY, images.device)
     mean = channel_means(images) @ grey  # (N,), the image's mean grey
-    a, b, c = torch.ones_like(mean), torch.zeros_like(mean), torch.zeros_like(mean)
+    a = torch.ones_like(mean)
+    b = torch.zeros_like(mean)
+    c = torch.zeros_like(mean)
+
+    # All three are affine in the pixel and its grey: three numbers an image describe any chain of
+    # them.
     for operation in order.unbind(1):
         factor = factors.gather(1, operation[:, None])[:, 0]
         contrast, saturation = (1 - factor) * (operation == 1), (1 - factor) * (operation == 2)
-        level = (a + b) * mean + c  # the mean grey as it stands
+        # The mean grey as it stands.
+        level = (a + b) * mean + c
         c = factor * c + contrast * level + saturation * c
         b = factor * b + saturation * (a + b)
         a = factor * a
+
     matrix = a[:, None, None] * torch.eye(3, device=images.device) + b[:, None, None] * grey
     return affine(images, matrix, c[:, None, None].expand(-1, 3, 1))
 
@@ -196,6 +204,7 @@ def affine(images: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
             .clamp_(0, 1)
             .view_as(images)
         )
+
     result = torch.baddbmm(bias + 0.5, matrix, colours.float()).clamp_(
         0, 255
     )  # + 0.5: the cast then rounds

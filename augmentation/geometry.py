@@ -36,6 +36,7 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     if rows.is_contiguous():
         kinds = torch.cat([kind.permute(0, 2, 3, 1) for kind in both])
         return kinds.index_select(0, chosen).permute(0, 3, 1, 2)
+
     return torch.cat(both).index_select(0, chosen)
 
 
@@ -46,7 +47,9 @@ def shift(images: Tensor, u: Tensor, pixels: float = 4) -> Tensor:
     """
     most = int(pixels)
     padded = F.pad(images, [most] * 4)
-    offsets = (u[:, :2] * (2 * most + 1)).long()  # 0: as far right or down as it goes
+
+    # 0: as far right or down as it goes.
+    offsets = (u[:, :2] * (2 * most + 1)).long()
     rows = offsets[:, 1, None] + torch.arange(images.shape[2], device=u.device)
     columns = offsets[:, 0, None] + torch.arange(images.shape[3], device=u.device)
     batch = torch.arange(len(images), device=u.device)[:, None, None]
@@ -87,6 +90,7 @@ def affine(
     factor = zero + 1 if scale is None else scale
     slant = zero[:, None].expand(-1, 2) if shear is None else shear
     offset = zero[:, None].expand(-1, 2) if move is None else move
+
     # The sampling grid maps a pixel of the result to the place in the source that it comes from.
     cosine, sine = torch.cos(angle) / factor, torch.sin(angle) / factor
     xx, xy = cosine - sine * slant[:, 1], -sine + cosine * slant[:, 0]

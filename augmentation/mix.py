@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Draws at the end of u: the centre of CutMix's box, x and y, and the partner.
-BOX_X, BOX_Y, PARTNER = -3, -2, -1
+BOX_X = -3
+BOX_Y = -2
+PARTNER = -1
 
 
 def mixup(

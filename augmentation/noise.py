@@ -39,6 +39,7 @@ def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(
         channels, 0
     )  # (N C, 2 reach + 1)
+
     # Of files the channels lie last: a view cannot join them with the batch.
     planes = images.float().reshape(1, -1, height, width)
     rows = F.pad(planes, [reach] * 4, mode="replicate")

@@ -13,7 +13,8 @@ from augmentation.colour import chain
 from augmentation.geometry import affine
 from augmentation.resize import like
 
-Operation = Callable[[Tensor, Tensor], Tensor]  # images (N, 3, H, W), amount (N,) -> images
+# Images (N, 3, H, W), amount (N,) -> images.
+Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def brightness(images: Tensor, amount: Tensor) -> Tensor:
@@ -148,7 +149,8 @@ OPERATIONS: tuple[tuple[Operation, tuple[float, float], tuple[float, float], boo
     (autocontrast, (0, 0), (0, 0), False),
     (equalize, (0, 0), (0, 0), False),
 )
-MAX_MAGNITUDE = 30  # magnitudes are 0 to 30, 31 bins as torchvision's default
+# Magnitudes are 0 to 30, 31 bins as torchvision's default.
+MAX_MAGNITUDE = 30
 
 
 def randaugment(images: Tensor, u: Tensor, layers: float = 2, magnitude: float = 9) -> Tensor:
@@ -172,6 +174,7 @@ def choose(images: Tensor, pick: Tensor, share: Tensor, sign: Tensor, *, wide: b
     """Apply operation number floor(14 pick[n]) to image n. pick, share, sign: (N,) on the host."""
     chosen = (pick * len(OPERATIONS)).long()
     result = images.clone()
+
     for number, (operation, *_) in enumerate(OPERATIONS):
         rows = (chosen == number).nonzero()[:, 0]
         if not len(rows) or operation is identity:
@@ -181,6 +184,7 @@ def choose(images: Tensor, pick: Tensor, share: Tensor, sign: Tensor, *, wide: b
         amount = amounts_of(number, share[rows], sign[rows], side, wide=wide)
         rows = rows.to(images.device)
         result[rows] = operation(images[rows], amount.to(images.device))
+
     return result
 
 
@@ -193,6 +197,7 @@ def amounts_of(number: int, share: Tensor, sign: Tensor, side: int, *, wide: boo
     operation, narrow, broad, signed = OPERATIONS[number]
     low, high = broad if wide else narrow
     amount = low + (high - low) * share
+
     # RandAugment moves by a share of the image, TrivialAugment by pixels.
     if operation in (translate_x, translate_y) and not wide:
         amount = amount * side

@@ -73,6 +73,7 @@ def _layer(
     part["table"][:] = levels
     part["factor"][:] = 1
     part["filter"][:] = np.einsum("oi,yx->oiyx", np.eye(3), _MIDDLE).reshape(-1)
+
     # Of offset, so that cutting rounds, and divisor.
     part["constant"][:] = (0.5, 1)
 
@@ -85,6 +86,7 @@ def _layer(
             _fill(operation[0].__name__, amount, own, side)
             for name, values in part.items():
                 values[chosen] = own[name]
+
     return rows
 
 
@@ -187,6 +189,7 @@ def _by_table(values: Tensor, own: dict[str, Tensor]) -> Tensor:
     count, _, height, width = values.shape
     levels = values.flatten(2).long()  # (N, C, H W)
     histogram = _histogram(levels)
+
     # The pixels below each level, and the sum of all levels.
     sums = torch.matmul(histogram, _summing(values.device))
     below, total = sums[:, :, :256], sums[:, :, 256:]
@@ -202,6 +205,7 @@ def _by_table(values: Tensor, own: dict[str, Tensor]) -> Tensor:
     table = torch.lerp(own["table"][:, None], below, own["equalize"][:, None])
     raw = torch.addcmul(offset, table, own["factor"][:, None])
     result = raw.div_(divisor, rounding_mode="floor").clamp_(0, 255)
+
     # A channel of one level only stays as it is.
     result = torch.where(divisor > 0, result, _levels(values.device))
     return result.gather(2, levels).view(values.shape)

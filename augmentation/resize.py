@@ -47,6 +47,7 @@ def resize(images: Tensor, size: tuple[int, int], interpolation: str = "bicubic"
         # A GPU's kernels take no uint8.
         values = F.interpolate(images.float(), size, mode=interpolation, antialias=True)
         return to_uint8(values.clamp_(0, 255).add_(0.5))
+
     return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
@@ -99,6 +100,7 @@ def resized_crop(
     rows = images.contiguous().float().view(count, channels * height, width)
     rows = torch.bmm(rows, across.transpose(1, 2)).clamp_(0, 255)
     rows = rows.add_(0.5).floor_().view(count, channels, height, size)
+
     # Halves go up, as Pillow's do.
     return to_uint8(torch.matmul(down[:, None], rows).clamp_(0, 255).add_(0.5))
 
@@ -112,6 +114,7 @@ def _resize_matrix(
     """
     unit = torch.eye(length).view(1, 1, length, length)
     weights = F.interpolate(unit, (scaled, length), mode=interpolation, antialias=True)[0, 0]
+    # Whole multiples of 2^-14 of pixels up to 255: every sum is exact in float32.
     weights = (weights * 2**14).round() / 2**14
     return weights.unfold(0, size, 1).transpose(1, 2).contiguous().to(device)
 
@@ -157,7 +160,9 @@ def _box_weights(
     if not whole:
         inside = (stored >= low[:, None, None]) & (stored < high[:, None, None])
         weights = weights * inside
+
     total = weights.sum(2, keepdim=True)
+
     # What lies wholly beyond the border has no weights: it is black.
     beyond = (middle < 0) | (middle > length)
     weights = torch.where(beyond | (total == 0), 0 * weights, weights / total)
@@ -187,6 +192,7 @@ def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: 
     """
     left, top, right, bottom = (float(edge) for edge in box)
     reach = SUPPORT[interpolation] if whole else 0
+    # Both axes are independent: the filter is separable.
     columns = _Axis(left, right, side, images.shape[3], reach)
     rows = _Axis(top, bottom, side, images.shape[2], reach)
     part = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
@@ -242,4 +248,5 @@ class _Axis:
                 best, distance = early, shift
             if distance <= MAX_SHIFT:
                 break
+
         return best

@@ -23,11 +23,16 @@ ZIP_ERRORS = (
 )
 
 
+# What a checkpoint holds: numbers, text and tensors in dicts and lists.
+Plain = Any
+State = dict[str, Any]
+
+
 class Damaged(ValueError):
     """A file that is no whole checkpoint. The message names it."""
 
 
-def write(path: Path, value: Any) -> None:
+def write(path: Path, value: object) -> None:
     """Write `value` so that `path` is either as before or whole and on the disk.
 
     Raises OSError, RuntimeError.
@@ -71,11 +76,12 @@ def _check_entries(entries: list[zipfile.ZipInfo], length: int) -> None:
         raise ValueError("its pickle is too large")
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: str | os.PathLike[str]) -> Plain:
     """Return what `write` wrote, on the CPU.
 
     Raises Damaged, OSError. Nothing in the file is ever run.
     """
+    # First: torch.load checks no CRC.
     verify(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)

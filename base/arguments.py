@@ -6,13 +6,14 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from base.text import printable
 
 Field = dataclasses.Field[Any]
+Keywords = dict[str, Any]  # of argparse's add_argument
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def option(
     group: str,
     about: str,
     *,
-    choices: Any = None,
+    choices: Collection[str] | None = None,
     listed: str = "",
     low: float | None = None,
     shown: str = "",
@@ -71,11 +72,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks else None)
 
 
-def described(name: str, field: Field) -> dict[str, Any]:
+def described(name: str, field: Field) -> Keywords:
     """Return what argparse wants to know of one field."""
     about, kind = field.metadata["help"], kind_of(field)
     shown = field.metadata["shown"] or field.default
-    argument: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    argument: Keywords = {"dest": name, "default": argparse.SUPPRESS}
 
     if kind is bool:
         shown = "on" if field.default else "off"
@@ -100,13 +101,16 @@ def kind_of(field: Field) -> type:
 
 def reader(field: Field) -> Callable[[str], Any]:
     """Return a function that turns text into the field's value, or raises what is allowed."""
-    kind, choices, low = kind_of(field), field.metadata["choices"], field.metadata["low"]
+    kind = kind_of(field)
+    choices = field.metadata["choices"]
+    low = field.metadata["low"]
 
     def read(text: str) -> Any:
         if choices and text not in choices:
             raise argparse.ArgumentTypeError(
                 f"'{text}' is not {allowed(field)}{nearest(text, choices)}"
             )
+
         try:
             value = kind(text)
         except ValueError:

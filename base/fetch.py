@@ -14,8 +14,10 @@ from tqdm import tqdm
 from base.errors import Refused
 from base.files import sync_folder
 
-CHUNK = 1 << 20  # bytes
-TIMEOUT = 30  # seconds without a byte
+# Bytes.
+CHUNK = 1 << 20
+# Seconds without a byte.
+TIMEOUT = 30
 
 
 def fetch(url: str, path: Path, digest: str, kind: str = "md5") -> None:
@@ -29,6 +31,7 @@ def fetch(url: str, path: Path, digest: str, kind: str = "md5") -> None:
     part = path.with_name(path.name + ".part")
     by_hand = f"put {path.name} into {path.parent}"
     path.parent.mkdir(parents=True, exist_ok=True)
+
     try:
         _receive(url, part)
     except (OSError, urllib.error.URLError, HTTPException) as error:
@@ -40,14 +43,17 @@ def fetch(url: str, path: Path, digest: str, kind: str = "md5") -> None:
         part.unlink()
         came = f"{url} came with {kind} {found}, not {digest}"
         raise Refused(f"{came}: it was removed; try again, or {by_hand}")
+
     part.replace(path)
     sync_folder(path.parent)
 
 
 def _receive(url: str, part: Path) -> None:
     """Append to `part` what is missing of `url`, or all of it where no part can be sent."""
+    # What came before the connection broke is not fetched again.
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -55,6 +61,8 @@ def _receive(url: str, part: Path) -> None:
         if error.code == 416:
             return
         raise
+
+    # 206 is the part that was asked for; 200 is all of it, from the start.
     with answer, part.open("ab" if answer.status == 206 else "wb") as file:
         length = answer.headers.get("Content-Length")
         total = int(length) if length else None

@@ -20,6 +20,7 @@ def whole_file(
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
     try:
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

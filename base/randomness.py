@@ -12,7 +12,8 @@ import zlib
 import numpy as np
 import torch
 
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of SplitMix64
+# 2^64 / golden ratio, the increment of SplitMix64.
+_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 _ROUNDS = 6
 
@@ -71,13 +72,17 @@ def shuffled(
     again until it is inside (cycle walking), which keeps it a bijection. Memory is O(N) for any
     count up to 2^62.
     """
+    # Half of the bits that count needs, rounded up: the domain is at most four times too large.
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
     keys = [np.uint64(key(seed, epoch, stream, number)) for number in range(_ROUNDS)]
     result = np.array(positions, np.uint64)
     outside = np.arange(len(result))
+
+    # On average fewer than four rounds: at least a quarter of the domain is inside.
     while len(outside):
         result[outside] = _feistel(result[outside], half, keys)
         outside = outside[result[outside] >= np.uint64(count)]
+
     return result.astype(np.int64)
 
 

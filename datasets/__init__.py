@@ -24,10 +24,13 @@ class Source:
     about: str
 
 
-PHOTOS = "crop,flip,jitter:0.4"  # the Torch7 suite's pipeline for photographs
-DIGITS = "pad:2,crop"  # a mirrored digit is another digit
+# The Torch7 suite's pipeline for photographs.
+PHOTOS = "crop,flip,jitter:0.4"
+# A mirrored digit is another digit.
+DIGITS = "pad:2,crop"
 CLOTHES = "pad:2,crop,flip"
-SMALL = "pad:4,crop,flip"  # what published CIFAR results use
+# What published CIFAR results use.
+SMALL = "pad:4,crop,flip"
 
 DATASETS = {
     "ilsvrc2012": Source(

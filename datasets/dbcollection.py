@@ -20,7 +20,8 @@ from datasets.hdf5 import File, HDF5Pixels, StoredNames
 from datasets.images import ArrayImages, FileImages, Names, check_labels
 
 CACHE_FILE = "~/dbcollection.json"
-TASKS = ("classification", "detection")  # old files of mnist are called the latter
+# Old files of mnist are called the latter.
+TASKS = ("classification", "detection")
 KINDS = ("images", "image_filenames")
 FOREIGN = "it is no classification file"
 SETS = {"train": ("train",), "test": ("val", "test")}
@@ -54,8 +55,11 @@ class Finder:
     """
 
     def __init__(self, data_dir: str, part: str, *, own: bool) -> None:
-        self.data_dir, self.part, self.own = os.path.abspath(data_dir), part, own
-        self.last = 0  # the way that found the file before
+        self.data_dir = os.path.abspath(data_dir)
+        self.part = part
+        self.own = own
+        # The way that found the file before.
+        self.last = 0
 
     def ways(self, stored: str) -> Iterator[str]:
         parts = stored.replace("\\", "/").split("/")
@@ -82,6 +86,7 @@ class Finder:
         if not self.own and os.path.isabs(stored) and os.path.isfile(stored):
             outside = f"{stored} lies outside of {self.data_dir}"
             more = f"; {outside} and is not read for a file that is not yours"
+
         raise ValueError(f"no file of this name, tried {', '.join(tried)}{more}")
 
 
@@ -107,6 +112,7 @@ def open_part(
         path, stored = find(name, os.path.expanduser(source or CACHE_FILE))
         beside = os.path.dirname(path)
         folder = data_dir or (stored if os.path.isdir(stored) else beside)
+
     file = File(path)
     group = set_of(file, part)
     images = _open_group(file, group, folder, storage, own=own)
@@ -123,6 +129,7 @@ def find(name: str, cache_file: str) -> tuple[str, str]:
         listed = ", ".join(sorted(map(printable, known))) or "none"
         missing = f"{cache_file} has no data set '{name}', it has: {listed}"
         raise Refused(missing, limit="dbcollection")
+
     try:
         tasks = known[name]["tasks"]
         task = next((task for task in TASKS if task in tasks), None)
@@ -168,6 +175,7 @@ def set_of(file: File, part: str) -> str:
         for name in SETS[part]:
             if file.has(f"{above}{name}"):
                 return f"{above}{name}"
+
     found = ", ".join(printable(name) for name in file.names()) or "nothing"
     missing = f"{file.path} has no set {' or '.join(SETS[part])}, it has: {found}"
     raise Refused(f"{missing}: {FOREIGN}")
@@ -190,6 +198,7 @@ def _open_group(
         names = Names([stored[row] for row in rows])
     else:
         file.keep(file.dataset(name).size)
+
     images = StoredFiles(names, labels, classes, folder)
     images.find = Finder(folder, group.rsplit("/", 1)[-1], own=own)
     return images
@@ -202,6 +211,7 @@ def _objects(file: File, group: str) -> tuple[str, np.ndarray, np.ndarray]:
     for name in ("object_fields", "object_ids", "classes"):
         if not file.has(f"{group}/{name}"):
             raise Refused(f"{file.path} has no {group}/{name}: {FOREIGN}")
+
     fields = file.strings(f"{group}/object_fields")
     objects = file.read(f"{group}/object_ids")
     kinds = [name for name in KINDS if name in fields and file.has(f"{group}/{name}")]
@@ -222,6 +232,7 @@ def _objects(file: File, group: str) -> tuple[str, np.ndarray, np.ndarray]:
     if len(labels) < count:
         short = f"{group}/labels has {len(labels)} values"
         raise Refused(f"{file.path}: {short}, {count} are needed")
+
     return kinds[0], rows, labels[rows].astype(np.int64)
 
 
@@ -236,6 +247,7 @@ def _arrays(
         raise Refused(
             f"{file.path}: {name} is {found}: images are uint8, (N, H, W) or (N, H, W, 3)"
         )
+
     if stored.shape[1:] == (28, 28) and len(stored) > 1 and stored[:64].max() <= 127:
         dark = "no pixel is above 127: dbcollection 0.2.6 stored brighter ones as 0"
         way = "the published digits are fetched where its files are not asked for"
@@ -259,11 +271,13 @@ def class_names(file: File, group: str) -> list[str]:
         wrong = f"{file.path} stores other words than class names"
         print(f"warning: {wrong}, CIFAR-10's own are taken", flush=True)
         return list(CIFAR10)
+
     coarse = file.has(f"{group}/superclasses")
     if coarse and len(names) == len(CIFAR100) and names != CIFAR100:
         wrong = f"{file.path} stores its class names in another order than its labels"
         print(f"warning: {wrong}, CIFAR-100's are taken", flush=True)
         return list(CIFAR100)
+
     return names
 
 

@@ -21,7 +21,8 @@ from transforms import Window
 
 JPEG = b"\xff\xd8\xff"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_PIXELS = 200_000_000  # of an image: 600 MB when decoded
+# Of an image: 600 MB when decoded.
+MAX_PIXELS = 200_000_000
 
 
 def size(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
@@ -90,6 +91,8 @@ def read_windows(
     left, top, right, bottom = rows[0]
     scale = min(right - left, bottom - top) / window.size
     reduce = 1
+
+    # libjpeg scales by powers of two while it decodes, at a fraction of the cost.
     while reduce < 8 and scale >= 2 * reduce * window.headroom:
         reduce *= 2
 
@@ -97,6 +100,8 @@ def read_windows(
     if reduce > 1:
         width, height = size(data)
         rows = rows * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
+
+    # No copy: (H, W, 3) memory seen as (1, 3, H, W).
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     parts = [cut(planes, box, window.size, window.whole, interpolation)[0] for box in rows]
     return parts[0] if boxes.ndim == 1 else torch.stack(parts)

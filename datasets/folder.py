@@ -56,11 +56,14 @@ def open_folder(
         wanted = f"put images in {data_dir}/{PARTS[part][0]}/<class>/"
         limit = "no split" if part == "train" else ""
         raise Refused(f"{data_dir} has no folder {names}: {wanted}", limit=limit)
+
+    # Images beside train/ would be left out without a word.
     for name in class_folders(data_dir):
         if name in SETS or next(image_files(os.path.join(data_dir, name), name), None) is None:
             continue
         both = f"both {os.path.basename(root)}/ and images in {name}/"
         raise Refused(f"{data_dir} holds {both}: move one of them away")
+
     return list_images(root, classes, index, within=data_dir)
 
 
@@ -71,6 +74,7 @@ def _side_of(
     if find_part(data_dir, "train") or find_part(data_dir, "test"):
         message = f"{data_dir} has a split of its own, train/ and val/"
         raise Refused(message, limit="own split")
+
     images = list_images(data_dir, None)
     names = list(images.names)
     test = split(names, images.labels, share, seed, split_file)
@@ -176,6 +180,7 @@ def image_files(
 
     scanned: gets every folder that is scanned, as it is called in the paths, with its mtime.
     """
+    # Only a folder above itself is a loop; two links to one folder are not.
     real = os.path.realpath(path)
     if real in above:
         raise Refused(f"{path} is a link to a folder above it: remove it")

@@ -16,11 +16,17 @@ import torch
 from base.errors import Refused
 from base.text import printable
 
-MAX_CACHE = 2 << 30  # bytes of decompressed chunks that are kept
-MAX_RATIO = 1100  # gzip packs zeros about a thousand times
+# Bytes of decompressed chunks that are kept.
+MAX_CACHE = 2 << 30
+# gzip packs zeros about a thousand times.
+MAX_RATIO = 1100
 # What h5py raises for a file that is damaged or made to deceive.
 H5_ERRORS = (KeyError, OSError, RuntimeError, TypeError, ValueError)
-FILTERS = {1, 2, 3}  # HDF5's numbers of deflate, shuffle and fletcher32
+# HDF5's numbers of deflate, shuffle and fletcher32.
+FILTERS = {1, 2, 3}
+
+
+Node = Any  # h5py's: a group or a dataset, whatever the file says
 
 
 class File:
@@ -28,9 +34,10 @@ class File:
 
     def __init__(self, path: str) -> None:
         self.path, self.cache = path, 1 << 20
-        self._open: Any = None
+        self._open: h5py.File | None = None
         self._process = -1
-        self._checked: dict[str, h5py.Dataset] = {}  # of the open file: each is looked at once
+        # Of the open file: each is looked at once.
+        self._checked: dict[str, h5py.Dataset] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -44,7 +51,9 @@ class File:
     def handle(self) -> h5py.File:
         """Return the open file. Raises Refused."""
         if self._open is None or self._process != os.getpid():
-            self._open, self._process, self._checked = self._opened(), os.getpid(), {}
+            self._open = self._opened()
+            self._process = os.getpid()
+            self._checked = {}
         return self._open
 
     def _opened(self) -> h5py.File:
@@ -60,14 +69,16 @@ class File:
 
     def keep(self, size: int) -> None:
         """Keep so many bytes of decompressed chunks from now on."""
-        self.cache, self._open, self._checked = min(max(size, 1 << 20), MAX_CACHE), None, {}
+        self.cache = min(max(size, 1 << 20), MAX_CACHE)
+        self._open = None
+        self._checked = {}
 
     def dataset(self, name: str) -> h5py.Dataset:
         """Return a dataset of plain numbers.
 
         Raises Refused for links, external, virtual or impossible ones.
         """
-        node: Any = self.handle()
+        node: Node = self.handle()
         if name in self._checked:
             return self._checked[name]
         for part in name.strip("/").split("/"):
@@ -116,7 +127,7 @@ class File:
 
         Raises Refused for a link to somewhere else.
         """
-        node: Any = self.handle()
+        node: Node = self.handle()
         try:
             for part in name.strip("/").split("/"):
                 if not isinstance(node, h5py.Group) or part not in node:
@@ -127,9 +138,10 @@ class File:
             raise
         except H5_ERRORS as error:
             raise Refused(f"{self.path}: {name} cannot be read: {_reason(error)}") from None
+
         return True
 
-    def _refuse_link(self, node: Any, part: str, name: str) -> None:
+    def _refuse_link(self, node: Node, part: str, name: str) -> None:
         if not isinstance(node.get(part, getlink=True), h5py.HardLink):
             raise Refused(f"{self.path}: {name} is a link to somewhere else: it is not followed")
 
@@ -166,7 +178,9 @@ class StoredNames(Sequence[str]):
     """
 
     def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
-        self.file, self.name, self.rows = file, name, rows
+        self.file = file
+        self.name = name
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,7 +195,9 @@ class HDF5Pixels:
     """Images of one size that stay in HDF5. shape: (N, C, H, W)."""
 
     def __init__(self, file: File, name: str, rows: np.ndarray) -> None:
-        self.file, self.name, self.indices = file, name, rows
+        self.file = file
+        self.name = name
+        self.indices = rows
         stored = file.dataset(name)
         _, height, width, *channels = stored.shape
         self.shape = (len(rows), *(channels or [1]), height, width)

@@ -85,7 +85,8 @@ class Names(Sequence[str]):
 class Limits:
     """What of a file is read at all. links: also where a link leads out of the images' folder."""
 
-    bytes: int = 256 << 20  # far above any photograph, far below what would fill a machine's memory
+    # Far above any photograph, far below what would fill a machine's memory.
+    bytes: int = 256 << 20
     pixels: int = decode.MAX_PIXELS
     links: bool = False
 
@@ -130,9 +131,11 @@ class FileImages:
             raise OverLimit(f"{status.st_size} bytes are {allowed}", "bytes")
 
         folder = os.path.dirname(path)
+        # A folder may be a link too; each is looked at once.
         if folder not in self.inside:
             self._stay_inside(folder)
             self.inside.add(folder)
+        # Unbuffered: the whole file is read in one go.
         with open(path, "rb", buffering=0) as file:
             return file.read()
 
@@ -176,6 +179,7 @@ def display_names(images: ArrayImages | FileImages) -> list[str]:
         except (OSError, KeyError, ValueError, csv.Error):
             continue
         return [f"{name} {words[name]}" if words.get(name) else name for name in images.classes]
+
     return images.classes
 
 

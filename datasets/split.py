@@ -30,6 +30,7 @@ def split(
     """
     before = read(kept, share) if kept is not None else {}
     test = np.zeros(len(names), bool)
+
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         if len(members) < 2:

@@ -7,7 +7,8 @@ from base.errors import Refused
 from base.randomness import bits, shuffled, uniforms
 from datasets.images import ArrayImages
 
-MAX_BYTES = 16 << 30  # of pixels
+# Of pixels.
+MAX_BYTES = 16 << 30
 
 
 def synthetic(
@@ -36,11 +37,13 @@ def synthetic(
     pixels = torch.empty(count, 3, side, side, dtype=torch.uint8)
 
     words = -(-3 * side * side // 8)
+
     # One at a time: the whole set as float would take four times its memory.
     for index in indices:
         noise = bits(0, 0, indices[index : index + 1], words, stream).view(np.uint8)[0]
         noise = noise[: 3 * side * side]
         image = torch.from_numpy(noise % 96).view(3, side, side) + patterns[labels[index]]
         pixels[index] = image.to(torch.uint8)
+
     names = [f"pattern {kind}" for kind in range(kinds)]
     return ArrayImages(pixels, labels.astype(np.int64), names, "synthetic")

@@ -10,7 +10,8 @@ from types import FrameType
 
 from base.errors import Failed
 
-LOOK_AGAIN = 0.5  # seconds between two looks at the workers while a batch is awaited
+# Seconds between two looks at the workers while a batch is awaited.
+LOOK_AGAIN = 0.5
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -25,16 +26,19 @@ class WorkerWatch:
     """
 
     def __init__(self, torchs: Handler | None = None) -> None:
-        self.torchs = torchs  # torch's own handler, which knows its workers
+        # torch's own handler, which knows its workers.
+        self.torchs = torchs
         self.waiting = False
         self.pending = False
-        self.found: str | None = None  # what torch said of a death
+        # What torch said of a death.
+        self.found: str | None = None
         self.deadline = 0.0
 
     @classmethod
     def installed(cls) -> "WorkerWatch":
         """Return the one of this process, which begins once torch has set its handler."""
         current = signal.getsignal(signal.SIGCHLD)
+        # A second loader of this process finds the watch that the first one installed.
         known = getattr(current, "__self__", None)
         if isinstance(known, cls):
             return known
@@ -81,7 +85,9 @@ class WorkerWatch:
 
         self.waiting = True
         self.deadline = time.monotonic() + timeout + 1
+
         try:
+            # A worker that stops for ever sends no signal: the alarm looks again.
             signal.setitimer(signal.ITIMER_REAL, LOOK_AGAIN, LOOK_AGAIN)
             self._look()
             yield
@@ -106,6 +112,7 @@ def end_workers() -> None:
     workers = multiprocessing.active_children()
     # torch takes a worker's death for an error.
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # SIGKILL, for they ignore the gentler ones.
     for worker in workers:
         worker.kill()
     for worker in workers:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from base.randomness import shuffled, uniforms
 
-CHUNK = 32  # batches whose images are worked out together: NumPy's calls cost more than their work
+# Batches whose images are worked out together: NumPy's calls cost more than their work.
+CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Plan:
         """Images an epoch over all ranks."""
         count = min(self.count, self.limit or self.count)
         last = count % self.batch
+        # Testing counts every image, whatever its batch; an epoch of one small batch is kept.
         too_small = self.shuffle and 0 < last < self.smallest and count > last
         return count - last if too_small else count
 
@@ -95,6 +97,8 @@ class Plan:
         if self.shuffle:
             positions = shuffled(positions, count, self.seed, epoch)
         if count < self.count:
+            # Always the same images, whatever the seed: --limit is for trying out, and folders are
+            # sorted by class.
             positions = shuffled(positions, self.count, 0, 0, "limit")
         return positions
 
@@ -125,6 +129,7 @@ class BalancedPlan(Plan):
         count = min(self.count, self.limit or self.count)
         pool = np.arange(count)
         if count < self.count:
+            # Balance is over the images that --limit leaves.
             pool = shuffled(pool, self.count, 0, 0, "limit")
         order = pool[np.argsort(self.labels[pool], kind="stable")]
         return np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)

@@ -21,8 +21,10 @@ from loading.plan import Plan
 from transforms import Pipeline
 from utils import keep_memory
 
-GROUP = 16  # images that are worked on together: they stay in the processor's cache
-PREFETCHED = 2  # batches a worker has under way: DataLoader's default
+# Images that are worked on together: they stay in the processor's cache.
+GROUP = 16
+# Batches a worker has under way: DataLoader's default.
+PREFETCHED = 2
 
 
 class Task(NamedTuple):
@@ -70,13 +72,16 @@ class Reader(Dataset[Decoded]):
     def __init__(
         self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool
     ) -> None:
-        self.images, self.pipeline, self.plan = images, pipeline, plan
+        self.images = images
+        self.pipeline = pipeline
+        self.plan = plan
         self.finishes = finishes
 
     def __getitem__(self, task: Task) -> Decoded:
         """Read one batch; what is bad is left out of it."""
         indices = self.plan.indices(task.epoch, task.batch_index)
         side = self.pipeline.crop_size
+        # One allocation for the batch, in shared memory, channels last as decoders write.
         batch = _shared(len(indices), *self.pipeline.parts, side, side, 3).movedim(-1, -3)
         kept: list[int] = []
         bad: list[BadImage] = []
@@ -91,10 +96,13 @@ class Reader(Dataset[Decoded]):
         files: list[bytes] = []
         sizes: list[tuple[int, int]] = []
         readable: list[int] = []
+
         for index in indices.tolist():
             try:
                 content, size = self.images.sized(index)
             except (OSError, ValueError) as error:
+                # It is left out here and counted by the main process: it is never replaced by a
+                # neighbour.
                 bad.append(self._bad(index, error))
                 continue
             files.append(content)
@@ -103,7 +111,9 @@ class Reader(Dataset[Decoded]):
 
         first = len(kept)
         widths, heights = np.array(sizes, np.int64).reshape(-1, 2).T
+        # The header's size is enough to choose the window: what is not seen is not decoded.
         window = self.pipeline.windows(widths, heights, epoch, np.array(readable, np.int64))
+
         for index, content, box in zip(readable, files, window.box, strict=True):
             try:
                 batch[len(kept)] = decode.read_windows(
@@ -116,6 +126,7 @@ class Reader(Dataset[Decoded]):
         if self.finishes and self.pipeline.steps:
             images = batch[first : len(kept)]
             draws = self.pipeline.draw_uniforms(epoch, np.array(kept[first:], np.int64))
+            # While these pixels are still in the processor's cache.
             images.copy_(self.pipeline.apply_steps(images, draws))
 
     def _bad(self, index: int, error: Exception) -> BadImage:
@@ -165,7 +176,9 @@ def check_shared_memory(workers: int, batch: int, free: int | None = None) -> No
             free = shutil.disk_usage("/dev/shm").free
         except OSError:
             return
+
     needed = (workers * PREFETCHED + 1) * batch
+    # Seen beforehand: a bus error in a worker has no message at all.
     if needed > free:
         raise Refused(
             f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} workers need "

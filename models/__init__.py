@@ -17,12 +17,16 @@ class Entry:
     """
 
     builder: str
-    smallest: int  # pixels a side
+    # Pixels a side.
+    smallest: int
     about: str
-    lr: float = 1e-2  # the first learning rate of the regime
-    regime: str = "torch7"  # a name in schedule.REGIMES
+    # The first learning rate of the regime.
+    lr: float = 1e-2
+    # A name in schedule.REGIMES.
+    regime: str = "torch7"
     heads: tuple[str, ...] = ()
-    torchvision_name: str = ""  # torchvision's name of the network with the same weights
+    # torchvision's name of the network with the same weights.
+    torchvision_name: str = ""
 
 
 OURS = {

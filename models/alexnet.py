@@ -70,11 +70,13 @@ def build(
     grid, hidden = (6, 4096) if size >= SMALL else (2, 512)
     layers: list[nn.Module] = []
     inputs = channels * grid * grid
+
     for _ in range(2):
         layers += [nn.Dropout(), nn.Linear(inputs, hidden)]
         layers += [nn.BatchNorm1d(hidden)] if bn else []
         layers += [nn.ReLU(inplace=True)]
         inputs = hidden
+
     network = Classifier(features, grid, nn.Sequential(*layers, nn.Linear(hidden, classes)))
     initialise(network)
     return network

@@ -7,8 +7,6 @@ first pool is left out; with `--stem fine` it is 3 x 3 of stride 1 and the secon
 as well, as in published CIFAR results.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,7 @@ from models.layers import SMALL, AveragePool, initialise
 
 # name: 1 x 1; 3 x 3 reduced, 3 x 3; "5 x 5" reduced, "5 x 5"; pool's projection. "M": a max-pool of
 # this kernel.
-TABLE: dict[str, Any] = {
+TABLE: dict[str, int | tuple[int, ...]] = {
     "inception3a": (64, 96, 128, 16, 32, 32), "inception3b": (128, 128, 192, 32, 96, 64),
     "maxpool3": 3,
     "inception4a": (192, 96, 208, 16, 48, 64), "inception4b": (160, 112, 224, 24, 64, 64),
@@ -25,7 +23,8 @@ TABLE: dict[str, Any] = {
     "maxpool4": 2,
     "inception5a": (256, 160, 320, 32, 128, 128), "inception5b": (384, 192, 384, 48, 128, 128),
 }  # fmt: skip
-HEADS = {"inception4a": "aux1", "inception4d": "aux2"}  # where the auxiliary heads sit
+# Where the auxiliary heads sit.
+HEADS = {"inception4a": "aux1", "inception4d": "aux2"}
 
 
 class Unit(nn.Sequential):
@@ -90,6 +89,7 @@ class GoogLeNet(nn.Module):
         self.conv3 = Unit(64, 192, 3, padding=1)
         self.maxpool2 = nn.Identity() if small and fine else nn.MaxPool2d(3, 2, ceil_mode=True)
         channels = 192
+
         for name, row in TABLE.items():
             if isinstance(row, int):
                 self.add_module(name, nn.MaxPool2d(row, 2, ceil_mode=True))
@@ -98,6 +98,7 @@ class GoogLeNet(nn.Module):
             channels = row[0] + row[2] + row[4] + row[5]
             if name in HEADS:
                 self.add_module(HEADS[name], Head(channels, classes))
+
         self.dropout = nn.Dropout(0.2)
         self.fc = nn.Linear(channels, classes)
         initialise(self)

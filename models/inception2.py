@@ -81,13 +81,16 @@ class Inception2(nn.Module):
         )
         stages: dict[str, nn.Module] = {}
         channels = 192
+
         for name, row in TABLE.items():
             if isinstance(row, int):
                 stages[name] = nn.Conv2d(channels, row, 2, 2)
             else:
                 module = stages[name] = Module(channels, *row)
                 channels = module.channels
+
         self.stages = nn.ModuleDict(stages)
+
         # 14 x 14 positions become 4 x 4; a small map is pooled to that directly.
         pool = (
             AveragePool(4)

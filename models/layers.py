@@ -6,8 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-SMALL = 64  # pixels a side below which a network takes its small-image form
-Table = tuple[tuple[Any, ...], ...]  # rows of ("conv", ...) and ("pool", ...)
+# Pixels a side below which a network takes its small-image form.
+SMALL = 64
+# Rows of ("conv", ...) and ("pool", ...)
+Table = tuple[tuple[Any, ...], ...]
 STEMS = {
     "fast": (5, 2, 2),
     "fine": (5, 1, 2),
@@ -51,6 +53,7 @@ def stack(table: Table, inputs: int = 3, *, bn: float | bool = False) -> nn.Sequ
         else:
             layers += conv(inputs, *numbers, bn=bn)
             inputs = numbers[0]
+
     return nn.Sequential(*layers)
 
 

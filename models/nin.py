@@ -18,11 +18,13 @@ def ninbn(classes: int, size: int, stem: str) -> nn.Module:
     first = BLOCKS[0] if size >= SMALL else (BLOCKS[0][0], *STEMS[stem])
     layers: list[nn.Module] = []
     inputs = 3
+
     for place, (outputs, kernel, stride, padding) in enumerate((first, *BLOCKS[1:])):
         layers += [nn.MaxPool2d(3, 2, 1)] if place else []
         layers += conv(inputs, outputs, kernel, stride, padding, bn=EPS)
         layers += [*conv(outputs, outputs, 1, bn=EPS), *conv(outputs, outputs, 1, bn=EPS)]
         inputs = outputs
+
     network = Classifier(nn.Sequential(*layers), 1, nn.Sequential(nn.Linear(inputs, classes)))
     initialise(network)
     return network

@@ -10,7 +10,8 @@ from torch import nn
 
 from models.layers import Classifier, adapt, initialise, stack
 
-SMALL = 71  # pixels a side
+# Pixels a side.
+SMALL = 71
 
 FAST = (
     ("conv", 96, 11, 4, 0), ("pool", 2, 2), ("conv", 256, 5, 1, 0), ("pool", 2, 2),

@@ -18,5 +18,7 @@ def build(name: str, classes: int, size: int, stem: str) -> nn.Module:
     if name.startswith("maxvit"):
         more["input_size"] = (size, size)
     if name == "inception_v3":
-        more["init_weights"] = False  # its own drawing takes a minute
+        # Its own drawing takes a minute.
+        more["init_weights"] = False
+
     return use_average_pools(get_model(name, weights=None, **more))

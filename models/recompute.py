@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-MANY = 3  # blocks of one kind from which on they are what a network is built of
-LONG = 3  # layers above which a Sequential with convolutions is recomputed in parts
+# Blocks of one kind from which on they are what a network is built of.
+MANY = 3
+# Layers above which a Sequential with convolutions is recomputed in parts.
+LONG = 3
 
 
 class _Recomputed(nn.Sequential):
@@ -39,6 +41,7 @@ class _Recomputed(nn.Sequential):
             if not parts or (len(parts[-1]) >= length and not getattr(layer, "inplace", False)):
                 parts.append([])
             parts[-1].append(layer)
+
         return [nn.Sequential(*part) for part in parts]
 
 
@@ -46,7 +49,7 @@ class _Recomputed(nn.Sequential):
 def _recomputing(kind: Any) -> type[nn.Module]:
     """Return the class of a block as one whose forward pass is computed again."""
 
-    def forward(self: Any, *inputs: Any) -> Any:
+    def forward(self: nn.Module, *inputs: Tensor) -> Tensor:
         run = partial(kind.forward, self)
         if not (self.training and torch.is_grad_enabled()):
             return run(*inputs)
@@ -56,7 +59,7 @@ def _recomputing(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
-def _contexts(part: nn.Module) -> tuple[Any, Any]:
+def _contexts(part: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), _frozen_statistics(part)
 
 

@@ -53,21 +53,25 @@ class SqueezeNet(nn.Module):
         first = (3, 1 if stem == "fine" else 2, 1) if small else (7, 2, 0)
         layers: list[nn.Module] = conv(3, 96, *first)
         inputs = 96
+
         for row in TABLE[1:] if small else TABLE:
             if isinstance(row, str):
                 layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
             else:
                 layers.append(Fire(inputs, *row))
                 inputs = 2 * row[1]
+
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(), nn.Conv2d(inputs, classes, 1))
         initialise(self, "fan_in")
+
         # As in the authors' files, of half of He's variance: the bypasses add up, by He's the first
         # loss was 6 and all died.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 last = module
+
         nn.init.normal_(last.weight, std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -41,11 +41,13 @@ def build(
     grid, hidden = (7, 4096) if size >= SMALL else (1, 512)
     layers: list[nn.Module] = []
     inputs = 512 * grid * grid
+
     for _ in range(2):
         layers += [nn.Linear(inputs, hidden)]
         layers += [nn.BatchNorm1d(hidden)] if hidden_bn else []
         layers += [nn.ReLU(inplace=True), nn.Dropout()]
         inputs = hidden
+
     network = Classifier(
         features(column, size, stem, bn=bn),
         grid,

@@ -32,13 +32,17 @@ class Checked(NamedTuple):
 
 def check_one(images: FileImages, index: int) -> Checked:
     """Read and decode one image."""
-    content, width, height = b"", 0, 0
+    content = b""
+    width = 0
+    height = 0
+
     try:
         content, (width, height) = images.sized(index)
         decode.pixels(content)
         reason = ""
     except (OSError, ValueError) as error:
         reason = reason_of(error)
+
     digest = hashlib.sha256(content).hexdigest()
     return Checked(images.names[index], len(content), digest, width, height, reason)
 
@@ -57,6 +61,7 @@ def check(data_dir: str, processes: int, limits: Limits) -> int:
     write_rows(listed, ["path", "reason"], rows)
 
     path = Path(data_dir, MANIFEST)
+    # A manifest that is there is never overwritten: it is what the images are compared with.
     differences = compare(path, found) if path.exists() else []
     if not path.exists():
         heading = ["path", "bytes", "sha256", "width", "height"]
@@ -69,6 +74,7 @@ def check(data_dir: str, processes: int, limits: Limits) -> int:
     if differences:
         way = "if they are meant, remove it and check again"
         print(f"{len(differences)} differences from {path}: {way}", file=sys.stderr)
+
     return 1 if bad or differences else 0
 
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from datasets import folder
 from datasets.images import FileImages, Limits
 
-CHUNK = 16  # files a process takes at a time
+# Files a process takes at a time.
+CHUNK = 16
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,6 +32,7 @@ def images_of(data_dir: str, limits: Limits) -> FileImages:
     for path in parts:
         part = os.path.basename(path)
         names += [f"{part}/{name}" for name in folder.list_images(path, None).names]
+
     return FileImages(names, np.zeros(len(names), np.int64), [""], data_dir, limits)
 
 

@@ -13,20 +13,26 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from base.errors import Failed, Refused
 from base.fetch import bytes_bar
 from base.files import whole_file, write_json
 
-EXPECTED = (1000, 1_281_167, 50_000)  # classes, training and test images: arXiv 1409.0575, table 2
+# Classes, training and test images: arXiv 1409.0575, table 2.
+EXPECTED = (1000, 1_281_167, 50_000)
 WNID = re.compile(r"n\d{8}")
 TRAIN = re.compile(r"(n\d{8})_\d+\.JPEG")
 VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-MAX_BYTES = 64 << 20  # bytes of one image
+# Bytes of one image.
+MAX_BYTES = 64 << 20
 DONE = ".prepared.json"
+
+# A file in an archive or a folder: its name, its bytes, and what reads them.
+Stored = tuple[str, int, Callable[[], bytes]]
+Bar = Any  # tqdm's
 
 
 def archives() -> dict[str, tuple[str, str]]:
@@ -55,9 +61,11 @@ def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
     _check_space(source, target)
     _unpack_train(source, target / "train", words)
     _unpack_val(source, target / "val", wnids)
+
     with whole_file(target / "classes.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["class", "words"], *sorted(words.items())])
+
     _check_counts(target, expected or EXPECTED)
     os.sync()
     print(f"{out}: train on it with: python main.py --dataset ilsvrc2012 --data_dir {out}")
@@ -89,6 +97,7 @@ def _check_digests(source: Path, done: Path) -> None:
         known = json.loads(done.read_text())
     except (OSError, ValueError):
         known = {}
+
     for part, (name, digest) in archives().items():
         path = _need(source, part)
         if path.is_dir():
@@ -114,6 +123,7 @@ def devkit(source: Path) -> tuple[dict[str, str], list[str]]:
         from scipy.io import loadmat
     except ImportError:
         raise Refused("scipy reads the development kit: pip install scipy") from None
+
     place = _need(source, "devkit")
     try:
         with _devkit_file(place, "meta.mat") as file:
@@ -127,6 +137,7 @@ def devkit(source: Path) -> tuple[dict[str, str], list[str]]:
         raise Refused(
             f"{place} is no development kit of ILSVRC2012: {error!r}: fetch it again"
         ) from None
+
     wrong = next((wnid for wnid in words if not WNID.fullmatch(wnid)), None)
     if wrong:
         raise Refused(f"{place} has a class '{wrong}', which is no WNID: fetch it again")
@@ -147,6 +158,7 @@ def _devkit_file(place: Path, name: str) -> BinaryIO:
                 content = archive.extractfile(member)
                 assert content is not None
                 return io.BytesIO(content.read())
+
     raise KeyError(name)
 
 
@@ -168,6 +180,7 @@ def _check_space(source: Path, target: Path) -> None:
 def _unpack_train(source: Path, target: Path, words: dict[str, str]) -> None:
     place = _need(source, "train")
     size = place.stat().st_size if place.is_file() else 0
+
     with bytes_bar(size, "train") as bar:
         for wnid, files in _classes(place):
             if wnid not in words:
@@ -185,7 +198,7 @@ def _unpack_train(source: Path, target: Path, words: dict[str, str]) -> None:
                 bar.update(length)
 
 
-def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
+def _classes(place: Path) -> Iterator[tuple[str, Iterator[Stored]]]:
     """Yield each class with its files: from the archive of archives, a folder of archives, or a
     folder of folders.
     """
@@ -197,6 +210,7 @@ def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
                 with _tar(path) as archive:
                     yield path.stem, _members(archive, path)
         return
+
     with _tar(place) as archive:
         for member in archive:
             if not member.isreg() or not WNID.fullmatch(member.name.removesuffix(".tar")):
@@ -208,7 +222,7 @@ def _classes(place: Path) -> Iterator[tuple[str, Iterator[Any]]]:
                 yield member.name.removesuffix(".tar"), _members(inner, place)
 
 
-def _tar(path: Path, content: Any = None) -> tarfile.TarFile:
+def _tar(path: Path, content: IO[bytes] | None = None) -> tarfile.TarFile:
     try:
         return (
             tarfile.open(path, "r:")
@@ -219,7 +233,7 @@ def _tar(path: Path, content: Any = None) -> tarfile.TarFile:
         raise Refused(f"{path} is no whole tar file: {error}: fetch it again") from None
 
 
-def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, int, Any]]:
+def _members(archive: tarfile.TarFile, path: Path) -> Iterator[Stored]:
     """Yield name, bytes and a reader of each file.
 
     Raises Refused for anything but regular files: links are not followed.
@@ -237,7 +251,7 @@ def _members(archive: tarfile.TarFile, path: Path) -> Iterator[tuple[str, int, A
         raise Refused(f"{path} is cut off or damaged: {error}: fetch it again") from None
 
 
-def _folder(path: Path) -> Iterator[tuple[str, int, Any]]:
+def _folder(path: Path) -> Iterator[Stored]:
     for file in sorted(path.iterdir()):
         if not file.is_file() or file.is_symlink():
             raise Refused(f"{file} is no plain file: remove it")
@@ -249,14 +263,16 @@ def _unpack_val(source: Path, target: Path, wnids: list[str]) -> None:
     size = place.stat().st_size if place.is_file() else 0
     with bytes_bar(size, "val") as bar:
         if place.is_dir():
-            files: Iterator[Any] = _folder(place)
+            files: Iterator[Stored] = _folder(place)
             _sort_val(files, place, target, wnids, bar)
             return
         with _tar(place) as archive:
             _sort_val(_members(archive, place), place, target, wnids, bar)
 
 
-def _sort_val(files: Iterator[Any], place: Path, target: Path, wnids: list[str], bar: Any) -> None:
+def _sort_val(
+    files: Iterator[Stored], place: Path, target: Path, wnids: list[str], bar: Bar
+) -> None:
     for name, length, read in files:
         match = VAL.fullmatch(name)
         if not match or not 1 <= int(match[1]) <= len(wnids):
@@ -268,7 +284,7 @@ def _sort_val(files: Iterator[Any], place: Path, target: Path, wnids: list[str],
         bar.update(length)
 
 
-def _keep(path: Path, length: int, read: Any) -> None:
+def _keep(path: Path, length: int, read: Callable[[], bytes]) -> None:
     """Write a file whole, unless it is there."""
     if path.exists() and path.stat().st_size == length:
         return

@@ -18,7 +18,8 @@ from base.text import printable
 from datasets import dbcollection, folder, hdf5
 from datasets.images import FileImages
 
-LIBVER = ("earliest", "v108")  # what HDF5 1.8 and all later ones read
+# What HDF5 1.8 and all later ones read.
+LIBVER = ("earliest", "v108")
 
 
 def index(data_dir: str, out: str, *, register: str | None = None) -> None:
@@ -74,6 +75,7 @@ def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:
     group["object_ids"] = np.stack([np.arange(len(images)), images.labels], 1).astype(np.int32)
     lists = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
     padded = np.full((len(lists), max(map(len, lists), default=0)), -1, np.int32)
+
     for row, members in zip(padded, lists, strict=True):
         row[: len(members)] = members
     group["list_image_filenames_per_class"] = padded
@@ -91,6 +93,7 @@ def encode_strings(strings: list[str]) -> np.ndarray:
         name = printable(error.object)
         latin = "dbcollection's files hold names in Latin-1 only"
         raise Refused(f"{latin}, not '{name}': rename it") from None
+
     rows = np.zeros((len(encoded), max(map(len, encoded), default=0) + 1), np.uint8)
     for row, string in zip(rows, encoded, strict=True):
         row[: len(string)] = np.frombuffer(string, np.uint8)
@@ -105,7 +108,8 @@ def add(name: str, path: str, data_dir: str, cache_file: str | None = None) -> N
         roots = {"root_cache_dir": "", "root_downloads_dir": ""}
         known: dict[str, Any] = {"info": roots, "dataset": {}, "category": {}}
         if place.exists():
-            dbcollection.read_cache(str(place))  # it is one, or this ends here
+            # It is one, or this ends here.
+            dbcollection.read_cache(str(place))
             known = json.loads(place.read_text())
         file = os.path.abspath(path)
         categories = ["image_processing", "classification"]
@@ -116,6 +120,7 @@ def add(name: str, path: str, data_dir: str, cache_file: str | None = None) -> N
             "cache_dir": os.path.dirname(file),
         }
         write_json(place, known)
+
     command = f"python main.py --dataset {name} --storage disk"
     print(f"{place}: {name}; train on it with: {command}")
 

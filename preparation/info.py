@@ -14,7 +14,8 @@ from datasets import DATASETS, decode, folder
 from datasets.images import FileImages, Limits
 from preparation.check import MANIFEST
 
-MAX_HEADERS = 2000  # files whose headers are read, evenly over all
+# Files whose headers are read, evenly over all.
+MAX_HEADERS = 2000
 
 
 @dataclass
@@ -44,10 +45,12 @@ def describe(root: str, limits: Limits) -> None:
         images = folder.open_folder(root, part, classes=classes)
         classes = classes or images.classes
         _print_part(part, images, limits)
+
     if "test" not in parts:
         way = "add one, or name the train folder with --valShare 0.1"
         print(f"a run: refused, for there is no {root}/val/: {way}")
         return
+
     source = DATASETS["folder"]
     crop = f"{source.cropSize} x {source.cropSize}"
     print(f"a run: {command}")
@@ -91,6 +94,7 @@ def _from_manifest(images: FileImages) -> Sizes | None:
                 found.sides.append((int(row["width"]), int(row["height"])))
                 found.lengths.append(int(row["bytes"]))
         return found
+
     return None
 
 
@@ -98,6 +102,7 @@ def _from_headers(images: FileImages) -> Sizes:
     """Read headers, evenly over all files."""
     found = Sizes()
     count = min(len(images), MAX_HEADERS)
+
     for index in np.linspace(0, len(images) - 1, count).astype(int).tolist():
         try:
             content, size = images.sized(index)
@@ -106,4 +111,5 @@ def _from_headers(images: FileImages) -> Sizes:
             found.lengths.append(len(content))
         except (OSError, ValueError) as error:
             found.bad.append(f"{images.path(index)}: {reason_of(error)}")
+
     return found

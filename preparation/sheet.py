@@ -20,7 +20,8 @@ from loading.plan import Plan
 # Rows and columns of the sheet: images, and how often each is drawn.
 IMAGES = 8
 DRAWS = 8
-GAP = 2  # pixels between two images
+# Pixels between two images.
+GAP = 2
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,6 +54,7 @@ def save(images: Tensor, path: Path) -> None:
     rows, columns, _, height, width = images.shape
     size = rows * (height + GAP) - GAP, columns * (width + GAP) - GAP
     sheet = np.full((*size, 3), 255, np.uint8)
+
     for row, column in np.ndindex(rows, columns):
         top, left = row * (height + GAP), column * (width + GAP)
         pixels = images[row, column].permute(1, 2, 0).numpy()
@@ -61,6 +63,7 @@ def save(images: Tensor, path: Path) -> None:
     scale = max(1, 96 // height)
     picture = Image.fromarray(sheet)
     picture = picture.resize((size[1] * scale, size[0] * scale), Image.Resampling.NEAREST)
+
     with whole_file(path, "wb") as file:
         picture.save(file, "PNG")
 

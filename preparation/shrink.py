@@ -59,6 +59,7 @@ def shrink(data_dir: str, out: str, options: Options, limits: Limits) -> int:
     before, after = sum(image.before for image in found), sum(image.after for image in found)
     megabytes = f"{before / 1e6:.1f} MB became {after / 1e6:.1f} MB"
     print(f"{count - len(bad)} images, {megabytes} in {out}; {len(bad)} bad ones left out")
+
     for image in bad[:5]:
         print(f"bad: {printable(image.name)}: {printable(image.reason)}", file=sys.stderr)
     return 1 if bad else 0
@@ -68,6 +69,7 @@ def copy_one(images: FileImages, target: str, options: Options, index: int) -> C
     """Copy one image, unless its copy is there."""
     name = images.names[index]
     path = os.path.join(target, name)
+
     try:
         if os.path.exists(path):
             return Copied(name, os.path.getsize(images.path(index)), os.path.getsize(path), "")
@@ -79,6 +81,7 @@ def copy_one(images: FileImages, target: str, options: Options, index: int) -> C
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{os.getpid()}.tmp")
+
     with open(temporary, "wb") as file:
         file.write(smaller)
     os.replace(temporary, path)
@@ -92,6 +95,7 @@ def smaller_file(content: bytes, size: int, quality: int) -> bytes:
     Raises ValueError with the reason, also for a bad image that would be copied as it is.
     """
     width, height = decode.size(content)
+    # Also for what is copied as it is: a bad image is not copied.
     stored = decode.pixels(content)
     shorter = min(width, height)
     if shorter <= size:

@@ -34,7 +34,9 @@ class Console:
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False, verbose: bool = False) -> None:
-        self.folder, self.quiet, self.verbose = folder, quiet, verbose
+        self.folder = folder
+        self.quiet = quiet
+        self.verbose = verbose
         self.bars = not (quiet or verbose) and sys.stderr.isatty()
         self.current: tqdm[Any] | None = None
         self.rows = 0

@@ -3,16 +3,17 @@ by.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from report.record import EpochRecord
+from report.record import EpochRecord, Json
 
-MAX_POINTS = 500  # losses of single steps that an epoch adds
-SHEET = 16  # images of the first batch
+# Losses of single steps that an epoch adds.
+MAX_POINTS = 500
+# Images of the first batch.
+SHEET = 16
 SCALARS = {
     "train_loss": "train/loss",
     "test_loss": "test/loss",
@@ -73,7 +74,7 @@ class Events:
             pixels = np.asarray(image.convert("RGB"))
         self.writer.add_image(name, pixels, step, dataformats="HWC")
 
-    def hyperparameters(self, options: dict[str, Any], record: EpochRecord) -> None:
+    def hyperparameters(self, options: Json, record: EpochRecord) -> None:
         """Write options and last metrics where TensorBoard's page of hyperparameters looks for
         them.
         """
@@ -85,6 +86,7 @@ class Events:
         last = {"last/test_top1": record.test_top1, "last/test_loss": record.test_loss}
         known = {name: value for name, value in last.items() if value is not None}
         writer = self.writer._get_file_writer()
+
         for summary in hparams(plain, known):
             writer.add_summary(summary)
         for name, value in known.items():

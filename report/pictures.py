@@ -30,12 +30,15 @@ SKY = "#56B4E9"
 RED = "#D55E00"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
 MARKS = "osv^DX"
-Style = dict[str, Any]  # matplotlib's keywords
+# Matplotlib's keywords.
+Style = dict[str, Any]
 # Classes up to which cells have numbers, and rows names.
 MAX_NUMBERED = 20
 MAX_NAMED = 120
-PAIRS = 24  # most frequent confusions that are listed where rows have no names
-MAX_NAME = 18  # characters of a class name
+# Most frequent confusions that are listed where rows have no names.
+PAIRS = 24
+# Characters of a class name.
+MAX_NAME = 18
 
 
 def shortened(name: object, most: int = MAX_NAME) -> str:
@@ -59,6 +62,7 @@ def curves(history: Sequence[EpochRecord], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, top1, rate = figure.subplots(1, 3)
     epochs = [record.epoch for record in history]
+
     for axes, key, title in ((loss, "loss", "loss"), (top1, "top1", "top-1, %")):
         for part, colour, mark in (("train", BLUE, "o"), ("test", RED, "s")):
             style: Style = {"color": colour, "marker": mark, "markersize": 3, "label": part}
@@ -83,6 +87,7 @@ def comparison(runs: dict[str, Sequence[EpochRecord]], path: Path) -> None:
     """Draw the test top-1 and the training loss of several runs by epoch."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
+
     for axes, key, title in (
         (accuracy, "test_top1", "test top-1, %"),
         (loss, "train_loss", "training loss"),
@@ -183,6 +188,7 @@ def _list_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
     axes.set_title("most frequent errors", loc="left")
     order = np.argsort(-errors, axis=None, kind="stable")[:PAIRS]
     style: Style = {"va": "top", "fontsize": 8, "parse_math": False, "transform": axes.transAxes}
+
     for line, cell in enumerate(order):
         true, predicted = np.unravel_index(cell, errors.shape)
         if errors[true, predicted]:
@@ -199,9 +205,11 @@ def sheet(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(2.1 * columns, 2.5 * rows), layout="constrained")
+
     for place, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).flat):
         axes.axis("off")
         if place < len(images):
             axes.imshow(images[place], interpolation="nearest")
             axes.set_title(titles[place], fontsize=8, parse_math=False)
+
     save(figure, path)

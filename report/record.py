@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+Json = dict[str, Any]  # what json reads and writes
+
 
 @dataclass(frozen=True)
 class TrainMetrics:
@@ -38,7 +40,7 @@ class TestMetrics:
     test_map: float | None
     test_left_out: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return _without_absent(self)
 
 
@@ -69,7 +71,7 @@ class EpochRecord:
     test_left_out: int | None = None
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "EpochRecord":
+    def from_json(cls, values: Json) -> "EpochRecord":
         """Read a line of the log.
 
         Names of later versions are passed over. Raises TypeError where one is missing.
@@ -77,7 +79,7 @@ class EpochRecord:
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return _without_absent(self)
 
 
@@ -86,7 +88,7 @@ def join(trained: TrainMetrics, tested: TestMetrics, **others: Any) -> EpochReco
     return EpochRecord(**dataclasses.asdict(trained), **dataclasses.asdict(tested), **others)
 
 
-def _without_absent(metrics: TestMetrics | EpochRecord) -> dict[str, Any]:
+def _without_absent(metrics: TestMetrics | EpochRecord) -> Json:
     """Return the values by name; counts of bad images only where there were some."""
     values = dataclasses.asdict(metrics)
     return {name: v for name, v in values.items() if not (name.endswith("_left_out") and v is None)}

@@ -11,20 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from base.text import printable
 from report import tables
 from report.events import Events
-from report.record import EpochRecord
+from report.record import EpochRecord, Json
 from report.tables import Tested
 from training.metrics import confident_errors, confusion_matrix
 
-FIRST_COST = 5.0  # seconds that the first pictures may cost, what draws them has to be loaded
-MAX_SHARE = 0.01  # of a run's time that pictures may take
-MISTAKES = 24  # images on the sheet of mistakes
+# Seconds that the first pictures may cost, what draws them has to be loaded.
+FIRST_COST = 5.0
+# Of a run's time that pictures may take.
+MAX_SHARE = 0.01
+# Images on the sheet of mistakes.
+MISTAKES = 24
 
 
 class Report:
@@ -37,7 +39,7 @@ class Report:
     def __init__(
         self,
         folder: Path,
-        options: dict[str, Any],
+        options: Json,
         *,
         disabled: bool = False,
         histograms: bool = False,
@@ -87,11 +89,13 @@ class Report:
                     self.events.histograms(network, record.step)
                 self.events.flush()
 
+        # Drawing takes seconds, a step milliseconds: a run must not be slower for its pictures.
         started = time.monotonic()
         if last or self.cost < MAX_SHARE * (started - self.drawn_at):
             self.draw(tested, history, confusion=snapshot or last)
             self.drawn_at = time.monotonic()
             self.cost = self.drawn_at - started
+
         if last and self.events is not None:
             with self._harmless():
                 self.events.hyperparameters(self.options, record)
@@ -162,4 +166,5 @@ class Report:
             if not self.disabled:
                 message = f"no more pictures of this run: {printable(error)}; training continues"
                 print(message, file=sys.stderr, flush=True)
+            # Once is enough: the disk will be as full in the next epoch.
             self.disabled, self.events = True, None

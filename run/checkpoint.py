@@ -12,27 +12,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from base import archive
-from base.archive import Damaged
+from base.archive import Damaged, Plain, State
 from base.arguments import Every
 from base.errors import Failed, Refused
 from base.text import printable
 from report.record import EpochRecord
 
-FORMAT = 1  # of a checkpoint
-CONTENT = {"progress", "network", "updater", "model", "settings"}  # of a run's checkpoint
+# Of a checkpoint.
+FORMAT = 1
+# Of a run's checkpoint.
+CONTENT = {"progress", "network", "updater", "model", "settings"}
 
 
 class Stateful(Protocol):
     """What can be saved and filled again."""
 
-    def state_dict(self) -> Any: ...
+    def state_dict(self) -> Plain: ...
 
-    def load_state_dict(self, state: Any) -> Any: ...
+    def load_state_dict(self, state: Plain) -> Plain: ...
 
 
 @dataclass
@@ -52,11 +54,11 @@ class Progress:
     history: list[EpochRecord] = field(default_factory=list)
     sums: dict[str, torch.Tensor] | None = None
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> State:
         return self.__dict__ | {"history": [record.to_json() for record in self.history]}
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> "Progress":
+    def from_plain(cls, plain: State) -> "Progress":
         history = [EpochRecord.from_json(values) for values in plain["history"]]
         return cls(**plain | {"history": history})
 
@@ -70,10 +72,10 @@ class Saved:
     """
 
     path: Path
-    spec: dict[str, Any]
-    settings: dict[str, Any]
+    spec: State
+    settings: State
     progress: Progress
-    parts: dict[str, Any]
+    parts: State
 
 
 def newest(folder: Path) -> Saved | None:
@@ -85,6 +87,7 @@ def newest(folder: Path) -> Saved | None:
     be mended.
     """
     found = steps(folder)
+    # The newest may be damaged: each older one is tried, and each refusal named.
     for path in reversed(found):
         try:
             return _read(path)
@@ -97,6 +100,7 @@ def newest(folder: Path) -> Saved | None:
     if found:
         message = f"none of the {len(found)} checkpoints in {folder} can be read"
         raise Refused(message, limit="checkpoints")
+
     return None
 
 
@@ -124,7 +128,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.kept: dict[str, torch.Tensor] = {}
 
-    def take(self, value: Any) -> Any:
+    def take(self, value: Plain) -> Plain:
         """Return `value` with every tensor copied. The copies hold until the next call."""
         copied = self._take(value, "")
         # From a GPU all copies go to pinned memory at once: they are waited for together.
@@ -132,7 +136,7 @@ class HostMemory:
             torch.cuda.current_stream().synchronize()
         return copied
 
-    def _take(self, value: Any, name: str) -> Any:
+    def _take(self, value: Plain, name: str) -> Plain:
         if isinstance(value, torch.Tensor):
             return self._copy(value, name)
         if isinstance(value, dict):
@@ -191,12 +195,13 @@ class Saver:
     def busy(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def save(self, step: int, value: Any, also: Callable[[Any], None] | None = None) -> None:
+    def save(self, step: int, value: Plain, also: Callable[[State], None] | None = None) -> None:
         """Copy `value` to host memory; in the background, call `also` with the copy and then write
         it.
 
         Waits for a write that is still under way. Raises Failed where the last two in a row failed.
         """
+        # One write at a time: two would share the copies in memory.
         self.wait()
         self.folder.mkdir(parents=True, exist_ok=True)
         copy = self.memory.take(value)
@@ -204,13 +209,16 @@ class Saver:
         self.thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self.thread.start()
 
-    def _write(self, step: int, value: Any, also: Callable[[Any], None] | None) -> None:
+    def _write(self, step: int, value: Plain, also: Callable[[State], None] | None) -> None:
         path = self.folder / f"step-{step}.pt"
         try:
+            # A run that resumed from such weights could never recover.
             if (name := non_finite(value)) is not None:
                 raise Damaged(f"{name} is not finite")
             if also is not None:
                 also(value)
+            # It is read back and verified before it takes its name, and only then are older ones
+            # removed.
             archive.write(path, value)
             self.failures = 0
         except (OSError, RuntimeError, Damaged) as error:
@@ -239,15 +247,18 @@ class Saver:
         if self.busy or self.problem is None:
             return
         problem, self.problem = self.problem, None
+        # One failure may be a disk that was full for a moment; two mean that the run is no longer
+        # safe.
         if self.failures > 1:
             raise Failed(
                 f"{problem}: failed twice in a row, stopping; the previous checkpoint is intact"
             )
+
         message = f"{problem}: training continues; the previous checkpoint is intact"
         print(message, file=sys.stderr, flush=True)
 
 
-def non_finite(value: Any, name: str = "") -> str | None:
+def non_finite(value: Plain, name: str = "") -> str | None:
     """Return the name of a tensor with a NaN or an infinity, None where all are finite."""
     if isinstance(value, torch.Tensor):
         finite = not value.is_floating_point() or bool(torch.isfinite(value).all())
@@ -260,6 +271,7 @@ def non_finite(value: Any, name: str = "") -> str | None:
             bad = non_finite(part, f"{name}.{key}" if name else str(key))
             if bad is not None:
                 return bad
+
     return None
 
 

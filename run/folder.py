@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy
 import torch
 import torchvision
 
+from base.archive import State
 from base.errors import Refused
 from base.files import write_json
 from training.ranks import Ranks
@@ -43,11 +44,14 @@ class Lock:
             raise Refused(f"cannot write to {folder}: {error.strerror}", limit="folder") from None
 
         try:
+            # Not flock: on network disks only this kind reaches other machines.
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.file.seek(0)
             holder = self.file.read().strip() or "another process"
             raise Refused(f"{folder} is in use by {holder}", limit="in use") from None
+
+        # Who holds the lock writes down who it is, for the message of whoever comes second.
         self.file.truncate(0)
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self.file.flush()
@@ -86,15 +90,14 @@ def remove_empty(folder: Path) -> None:
             path.rmdir()
 
 
-def record(
-    folder: Path, options: dict[str, Any], environment: dict[str, Any], split: Path | None
-) -> None:
+def record(folder: Path, options: State, environment: State, split: Path | None) -> None:
     """Write options.json: from here on the folder holds a run.
 
     split: the file of its split, to be copied.
     """
     if split is not None:
         shutil.copy(split, folder / "split.csv")
+    # For whoever finds the folder in a year.
     about = {
         "command": shlex.join(sys.argv),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -113,7 +116,7 @@ def _commit() -> str | None:
     return None
 
 
-def environment(device: torch.device, ranks: Ranks, gpus: int = 1) -> dict[str, Any]:
+def environment(device: torch.device, ranks: Ranks, gpus: int = 1) -> State:
     """Return what a run's bits depend on, its options aside."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     name += f" x {gpus}" if gpus > 1 else ""

@@ -14,7 +14,8 @@ from training.step import Step
 
 # Of the CPU's allocator and of CUDA's libraries, which raise RuntimeError.
 ALLOCATOR_WORDS = ("not enough memory", "can't allocate", "ALLOC_FAILED", "out of memory")
-Trial = Callable[[int], None]  # does for so many images what ran out of memory
+# Does for so many images what ran out of memory.
+Trial = Callable[[int], None]
 
 
 @contextlib.contextmanager
@@ -40,6 +41,7 @@ def enough_memory(
     parts = 1 if testing else step.accumulate
     size = -(-batch_size // (step.ranks.world * parts))
     fits, count = 0, least
+
     # From small to large: after a failure oneDNN may refuse any size at all.
     while count < size and _fits(trial, count):
         fits, count = count, 2 * count
@@ -71,7 +73,8 @@ def room_for(what: str, device: torch.device) -> Iterator[None]:
 
 
 def _is_lack_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, Failed):  # says what it is, a lost worker too
+    # Says what it is, a lost worker too.
+    if isinstance(error, Failed):
         return False
     if isinstance(error, torch.OutOfMemoryError):
         return True

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from base import archive
+from base.archive import State
 from base.errors import Failed, Refused
 from loading.deaths import LostWorker, end_workers
 from loading.plan import Batch
@@ -66,7 +66,7 @@ class Run:
     folder: Path
     step: Step
     options: RunOptions
-    environment: dict[str, Any]
+    environment: State
     signals: Signals
     console: Console
     report: Report
@@ -74,7 +74,8 @@ class Run:
     saver: Saver
     saved: Saved | None = None
     progress: Progress = field(default_factory=Progress)
-    parts: tuple[Network, Updater] | None = None  # what a checkpoint holds
+    # What a checkpoint holds.
+    parts: tuple[Network, Updater] | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -94,7 +95,10 @@ class Run:
         changed: options that differ from the run's own, each with its value before and now; wanted:
         --continue was given.
         """
+        # From here on a stop can save.
         self.parts = (network, updater)
+        # Only now: whatever was wrong with this call has been refused, and the old run was still
+        # there.
         if self.options.overwrite and self.ranks.first:
             clear_folder(self.folder)
         if self.saved is not None:
@@ -107,6 +111,8 @@ class Run:
         if progress.epoch >= self.options.epochs:
             finished = f"this run has finished its {progress.epoch} epochs"
             self.console.say(f"{finished}; raise --nEpochs to continue training")
+        # Largest and smallest are compared in one exchange: the largest of -step is the smallest
+        # step.
         if self.ranks.agree(progress.step, -progress.step) != [progress.step, -progress.step]:
             found = f"the ranks found other checkpoints in {self.folder}"
             raise Refused(f"{found}: all machines must share it")
@@ -127,6 +133,7 @@ class Run:
         network.load_state_dict(saved.parts["network"])
         updater.load_state_dict(saved.parts["updater"])
         self.progress = saved.progress
+        # The interval counts from the checkpoint, not from the start of this process.
         self.saver.interval.reset(self.progress.step)
         if self.progress.batch and changed.keys() & BATCH_OPTIONS:
             self.progress.batch, self.progress.sums = 0, None
@@ -157,6 +164,7 @@ class Run:
         try:
             yield from self.watch.timed(batches, title, total)
         except LostWorker as error:
+            # Several ranks cannot agree on a step any more: they resume from the last interval.
             if self.ranks.world > 1 or self.parts is None:
                 raise
             self.save(sums)
@@ -189,8 +197,11 @@ class Run:
         self.progress.batch += 1
         self.progress.step += 1
         self.saver.report()
+        # Clocks differ between machines: the first rank's decides for all.
         due = self.ranks.first and self.saver.interval.due(self.progress.step)
         due = due and not self.saver.busy
+        # All ranks stop and save at the same step: one small exchange on the host, the device is
+        # not asked.
         stop, save = self.ranks.agree(self.signals.stop or 0, self.signals.save or due)
         self.signals.save = False
         if save:
@@ -213,14 +224,16 @@ class Run:
                 f"stopped by {name} at step {self.progress.step}, saved; resume with: {command}"
             )
             print(message, file=sys.stderr)
+
         raise Stopped(128 + number)
 
-    def save(self, sums: Sums | None, also: Callable[[Any], None] | None = None) -> None:
+    def save(self, sums: Sums | None, also: Callable[[State], None] | None = None) -> None:
         """Write a checkpoint in the background.
 
         sums: of the part of the epoch that is done, None after an epoch.
         """
         assert self.parts is not None
+        # Collecting sums takes all ranks, so it comes before the others leave.
         self.progress.sums = None if sums is None else sums.state_dict(self.ranks)
         self.saver.interval.reset(self.progress.step)
         if not self.ranks.first:
@@ -247,10 +260,13 @@ class Run:
         progress.history.append(record)
         progress.epoch += 1
         progress.batch = 0
+        # A rank holds its part of each step's loss; together they are the batch's.
         losses = self.ranks.sum(sums.step_losses()).tolist()
         self.console.step_losses(epoch, progress.step, losses)
 
         snapshot = self._snapshot_due(epoch)
+        # Weights are written by the same thread as the checkpoint and before it: a checkpoint that
+        # names a best epoch has its file.
         names = ["best.pt"] if better else []
         if snapshot:
             names.append("model.pt" if self.options.snapshot < 0 else f"model_{epoch}.pt")
@@ -275,8 +291,9 @@ class Run:
         every = abs(self.options.snapshot)
         return epoch == self.options.epochs or (every != 0 and epoch % every == 0)
 
-    def _write_weights(self, names: list[str], state: dict[str, Any], record: EpochRecord) -> None:
+    def _write_weights(self, names: list[str], state: State, record: EpochRecord) -> None:
         network = state["updater"].get("averaged", state["network"])
+        # The averaged weights are what was tested, so they are what is kept.
         weights = {"format": FORMAT, "model": state["model"], "network": network}
         for name in names:
             archive.write(self.folder / name, weights | {"record": record.to_json()})

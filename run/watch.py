@@ -20,7 +20,8 @@ from run.checkpoint import Progress
 from training.metrics import Sums
 from utils import AsyncCopy
 
-LIMITING = 0.1  # share of a pass's time that may wait for data before it is said
+# Share of a pass's time that may wait for data before it is said.
+LIMITING = 0.1
 # Seconds of a pass from which on that is judged: before, it is the start of the workers that is
 # waited for.
 JUDGED_AFTER = 30.0
@@ -46,12 +47,18 @@ class Watch:
     """
 
     def __init__(self, console: Console, folder: Path, device: torch.device) -> None:
-        self.console, self.folder, self.device = console, folder, device
+        self.console = console
+        self.folder = folder
+        self.device = device
         self.clock = Clock()
         self.reads_files = False
         self.advised = False
-        self.bad: dict[str, str] = {}  # paths of images that were left out, and why
-        self.pending: AsyncCopy | None = None  # sums on their way to the progress bar
+
+        # Paths of images that were left out, and why.
+        self.bad: dict[str, str] = {}
+
+        # Sums on their way to the progress bar.
+        self.pending: AsyncCopy | None = None
 
     def timed(self, batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
         """Yield batches with a progress bar of `total` images; keep time."""
@@ -89,6 +96,7 @@ class Watch:
         if count:
             wrong1, wrong5 = 100 - 100 * top1 / count, 100 - 100 * top5 / count
             errors = f"top-1 err {wrong1:.2f}; top-5 err {wrong5:.2f}"
+
         epoch, batch = progress.epoch + 1, progress.batch + 1
         self.console.say(
             f"epoch[{epoch}/{epochs}][{batch}/{batches}][batch={size}] - loss "
@@ -121,6 +129,7 @@ class Watch:
         if not self.console.quiet:
             rows = ([printable(cell) for cell in row] for row in sorted(self.bad.items()))
             write_rows(path, ["path", "reason"], rows)
+
         self.console.say(f"{len(bad)} bad images were left out of {pass_name}: {path}")
         return len(bad)
 

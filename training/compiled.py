@@ -18,7 +18,8 @@ class Compiled(nn.Module):
         super().__init__()
         self.module = module
         self.graphed = torch.compile(module, mode="reduce-overhead", dynamic=False)
-        self.size: int | None = None  # of the first batch
+        # Of the first batch.
+        self.size: int | None = None
 
     def forward(self, images: Tensor, heads: bool = False) -> Any:
         """images: (N, 3, S, S) uint8 -> what the network gives."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from training.ranks import Ranks
 
-AUXILIARY = 0.3  # weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
+# Weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
+Columns = dict[str, list[Any]]  # a value a class; None where there is none
+AUXILIARY = 0.3
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Criterion:
 
         heads: logits (N, K), the main head's first; targets: (N,) labels or (N, K) shares.
         """
+        # Auxiliary heads exist in training only; their gradient helps the early layers.
         first, *others = (self._of_head(head, targets) for head in heads)
         return first + AUXILIARY * sum(others) if others else first
 
@@ -76,6 +79,7 @@ class Sums:
         """
         best = scores.topk(min(5, scores.shape[1]), 1).indices == labels[:, None]
         hits = best.sum(0, dtype=torch.float64)  # (<= 5,), of each rank among the best
+
         # new_full fills on the device; a tensor made from a number would be copied, and waited for.
         count = len(labels)
         batch = torch.stack(
@@ -140,11 +144,13 @@ def average_precisions(scores: Tensor, labels: Tensor) -> Tensor:
         relevant = labels == label
         if relevant.any():
             result[label] = _average_precision(scores[:, label], relevant)
+
     return result
 
 
 def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     order = scores.argsort(descending=True)
+    # Recall rises with every relevant image in this order, precision is their share so far.
     scores, hits = scores[order], relevant[order].double().cumsum(0)
     last_of_threshold = torch.ones_like(relevant)
     last_of_threshold[:-1] = scores[1:] != scores[:-1]
@@ -155,7 +161,7 @@ def _average_precision(scores: Tensor, relevant: Tensor) -> Tensor:
     return (gained * precision).sum()
 
 
-def per_class(scores: Tensor, labels: Tensor) -> dict[str, list[Any]]:
+def per_class(scores: Tensor, labels: Tensor) -> Columns:
     """Return columns with a value a class: images, top1, precision, recall, f1, average_precision,
     confused_with.
 
@@ -164,7 +170,10 @@ def per_class(scores: Tensor, labels: Tensor) -> dict[str, list[Any]]:
     of its images are wrongly predicted as, or None.
     """
     matrix = confusion_matrix(scores.argmax(1), labels, scores.shape[1])
-    hits, images, predicted = matrix.diag().double(), matrix.sum(1), matrix.sum(0)
+    hits = matrix.diag().double()
+    images = matrix.sum(1)
+    predicted = matrix.sum(0)
+    # What a class is confused with is never itself.
     errors = matrix - torch.diag(matrix.diag())
     columns = {
         "top1": hits / images,
@@ -174,7 +183,8 @@ def per_class(scores: Tensor, labels: Tensor) -> dict[str, list[Any]]:
         "average_precision": average_precisions(scores, labels),
     }
 
-    result: dict[str, list[Any]] = {"images": images.tolist()}
+    result: Columns = {"images": images.tolist()}
+
     for name, shares in columns.items():
         result[name] = _percent(shares, images)
     most, confused = errors.max(1)

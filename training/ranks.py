@@ -28,9 +28,12 @@ from base.randomness import key
 # A rank whose pulse is not seen for so long is lost. A rank may work alone for longer than that
 # (average precision of a large test, a slow disk, compiling): its pulse comes from a thread.
 SILENCE = timedelta(seconds=50)
-PULSE = 5.0  # seconds between two pulses
-PATIENCE = timedelta(days=1)  # of a collective: pulses find what is lost
-POLL = 0.02  # seconds between two looks at another rank's mark
+# Seconds between two pulses.
+PULSE = 5.0
+# Of a collective: pulses find what is lost.
+PATIENCE = timedelta(days=1)
+# Seconds between two looks at another rank's mark.
+POLL = 0.02
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Ranks:
         counts = torch.zeros(self.world, dtype=torch.int64)
         counts[self.rank] = len(rows)
         dist.all_reduce(counts)
+        # Gathering needs one size: shares are padded and cut again.
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
         padded[: len(rows)] = rows
 
@@ -122,6 +126,7 @@ def join(device: torch.device, resume_command: str = "") -> Ranks:
         watch = threading.Timer(SILENCE.seconds, _give_up, [rank])
         watch.daemon = True
         watch.start()
+        # Both: stopping and saving are agreed on on the host, gradients on the device.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         store, prefix = _store()
         dist.init_process_group(
@@ -136,7 +141,9 @@ def join(device: torch.device, resume_command: str = "") -> Ranks:
         Pulse(dist.PrefixStore(prefix, store.clone()), rank, world, resume_command).start()
         _refuse_shared_gpu(device, rank, world)
     if rank:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        # For as long as the process lives.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
     return Ranks(rank, world, local, node)
 
 
@@ -161,13 +168,16 @@ class Pulse(threading.Thread):
 
     def __init__(self, store: dist.Store, rank: int, world: int, resume_command: str) -> None:
         super().__init__(name="pulse", daemon=True)
-        self.store, self.rank, self.world = store, rank, world
+        self.store = store
+        self.rank = rank
+        self.world = world
         self.resume_command = resume_command
         self.seen: dict[int, tuple[bytes, float]] = {}
 
     def run(self) -> None:
         self.store.set_timeout(SILENCE)
         beat = 0
+
         while True:
             beat += 1
             try:
@@ -194,6 +204,7 @@ class Pulse(threading.Thread):
             silent = now - self.seen[other][1]
             if beat != LEFT and silent > SILENCE.seconds:
                 return f"rank {other} was silent for {silent:.0f} s"
+
         return ""
 
     def _end(self, reason: str) -> None:
@@ -205,7 +216,8 @@ class Pulse(threading.Thread):
         os._exit(1)
 
 
-LEFT = b"left"  # the last pulse of a rank that has finished
+# The last pulse of a rank that has finished.
+LEFT = b"left"
 
 
 def _lost_line(rank: int, world: int, reason: str, resume_command: str) -> str:

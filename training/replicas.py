@@ -24,7 +24,9 @@ class Replicas(nn.Module):
 
     def __init__(self, module: nn.Module, gpus: list[int], least: int = 1) -> None:
         super().__init__()
-        self.module, self.gpus, self.least = module, gpus, least
+        self.module = module
+        self.gpus = gpus
+        self.least = least
 
     def forward(self, images: Tensor, heads: bool = False) -> Any:
         """images: (N, 3, S, S) on the first GPU -> what the network gives for all, there."""

@@ -41,7 +41,8 @@ REGIMES = {
         decays=((0.0, 5e-4), (19 / 35, 0.0)),
     ),
 }
-THIRDS = ((0.0, 1.0), (1 / 3, 0.1), (2 / 3, 0.01))  # He 2015, arXiv 1512.03385: 30, 60 of 90 epochs
+# He 2015, arXiv 1512.03385: 30, 60 of 90 epochs.
+THIRDS = ((0.0, 1.0), (1 / 3, 0.1), (2 / 3, 0.01))
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ class Schedule:
         return self.rate * self._factor(share), decay
 
     def _factor(self, share: float) -> float:
-        if self.kind == "cosine":  # Loshchilov 2016, arXiv 1608.03983, one period, to 0
+        # Loshchilov 2016, arXiv 1608.03983, one period, to 0.
+        if self.kind == "cosine":
             return _cosine(1.0, 0.0, (share - self.warmup) / (1 - self.warmup))
-        if self.kind == "onecycle":  # Smith 2017, arXiv 1708.07120, as torch's OneCycleLR has it
+        # Smith 2017, arXiv 1708.07120, as torch's OneCycleLR has it.
+        if self.kind == "onecycle":
             if share < ONECYCLE_RISE:
                 return _cosine(ONECYCLE_START, 1.0, share / ONECYCLE_RISE)
             return _cosine(1.0, ONECYCLE_END, (share - ONECYCLE_RISE) / (1 - ONECYCLE_RISE))

@@ -9,22 +9,24 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from base.archive import State
 from base.errors import Failed
 from training.batchnorm import SyncBatchNorm
 from training.ranks import Ranks
 from training.schedule import Schedule
 from utils import AsyncCopy
 
-MAX_BAD = 3  # bad steps in a row that end the run
+# Bad steps in a row that end the run.
+MAX_BAD = 3
 # With fp16: a scale of 2^16 that halves at each of them is far below 1 then.
 MAX_BAD_SCALED = 24
-READ_LAG = 8  # steps after which the host waits for a check that it has not seen yet
+# Steps after which the host waits for a check that it has not seen yet.
+READ_LAG = 8
 # torch's GradScaler: the first scale, and the good steps after which it doubles.
 FIRST_SCALE = 2.0**16
 DOUBLED_AFTER = 2000
@@ -79,10 +81,12 @@ class Updater:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.buffers = flatten_buffers(network)
         self.before = [buffer.clone() for buffer in self.buffers]
+
         # A share of one image has no deviation that batch norm could divide by.
         self.least_images = 2 if has_batch_norm(network) else 1
 
-        self.updates = 0  # of the averaged weights
+        # Of the averaged weights.
+        self.updates = 0
         self.averaged: nn.Module | None = None
         if average is not None:
             self.averaged = copy.deepcopy(network).requires_grad_(False).eval()
@@ -93,7 +97,9 @@ class Updater:
         self.in_a_row = 0
         self.waiting: deque[_Check] = deque()
         self.lr = 0.0
-        self.loss = float("nan")  # of the latest step that the host has seen
+
+        # Of the latest step that the host has seen.
+        self.loss = float("nan")
 
     @property
     def network_for_eval(self) -> nn.Module:
@@ -124,21 +130,25 @@ class Updater:
 
         Raises Failed after the third bad step in a row, with its number, learning rate and images.
         """
+        # A frozen or unused parameter has none.
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if self.scale is not None:
             torch._foreach_mul_(gradients, 1 / self.scale.value[0])
+        # Before clipping: the norm of infinity would make NaN of every gradient.
         bad = self._bad(loss, gradients)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
 
         # The fused kernels leave everything as it is where this is 1.
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        # torch's fused kernels read found_inf themselves, so that no branch waits for the device.
         self.optimizer.step()
         for buffer, before in zip(self.buffers, self.before, strict=True):
             torch.where(bad > 0, before, buffer, out=buffer)
         if self.scale is not None:
             self.scale.update(bad)
         self._average(bad)
+        # The host hears of it some steps later, without waiting.
         self._send(torch.stack([bad, loss.detach().float()]), step, indices)
         return bad == 0
 
@@ -146,6 +156,7 @@ class Updater:
         """Return () float32 on the device: 1 where the loss or any gradient of any rank is not
         finite.
         """
+        # The infinity norm is NaN or infinite exactly where some element is.
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
         finite = torch.isfinite(loss.detach()) & torch.isfinite(largest).all()
         return self.ranks.largest((~finite).to(torch.float32))
@@ -160,6 +171,7 @@ class Updater:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         share = (1 - decay) * (1 - bad)
         self.updates += 1
+
         with torch.no_grad():
             if bad.is_cuda:
                 _average_all(list(_values(self.averaged)), list(_values(self.network)), share)
@@ -199,7 +211,8 @@ class Updater:
                 limit="learning rate",
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
+        # A check that is still under way may yet count a bad step.
         self.settle()
         state = {
             "optimizer": self.optimizer.state_dict()["state"],
@@ -212,7 +225,7 @@ class Updater:
             state |= {"scale": self.scale.value, "good": self.scale.good}
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
@@ -270,6 +283,7 @@ def flatten_buffers(network: nn.Module) -> list[Tensor]:
         for (module, name, buffer), part in zip(group, parts, strict=True):
             module._buffers[name] = part.view(buffer.shape)
         flat.append(whole)
+
     return flat
 
 
@@ -289,13 +303,16 @@ def make_optimizer(
     """
     training = [p for p in network.parameters() if p.requires_grad]
     layers = [module for module in network.modules() if list(module.parameters(recurse=False))]
+    # The last layer is new in fine-tuning: it learns at the full rate.
     last = set(layers[-1].parameters(recurse=False))
 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+
     for parameter in training:
         factor = 1.0 if parameter in last else backbone
         decays = 1.0 if decay_all or parameter.dim() > 1 else 0.0
         groups.setdefault((factor, decays), []).append(parameter)
+
     parts = [{"params": group, "factor": f, "decays": d} for (f, d), group in groups.items()]
 
     if kind == "adamw":
