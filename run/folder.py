@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -20,9 +21,18 @@ import torchvision
 from base.archive import State
 from base.errors import Refused
 from base.files import write_json
+from base.text import listed
 from training.ranks import Ranks
 
 RECORD = "options.json"
+# All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
+NAMES = (
+    r"lock|options\.json|log\.jsonl|full_train\.log|test\.json|curves\.png|confusion(_\d+)?\.png"
+    r"|mistakes\.png|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv|best\.pt|model(_\d+)?\.pt"
+    r"|step-\d+\.pt"
+)
+OWN = re.compile(rf"{NAMES}|events\.out\.tfevents\..*")
+OWN_TEMPORARY = re.compile(rf"\.({NAMES})\.\d+\.tmp")
 
 
 class Lock:
@@ -65,19 +75,57 @@ class Lock:
 def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that holds a run, unless it is resumed or will be removed.
 
-    Sweeps what dead runs left half-written.
+    One that will be removed must hold nothing but what a run writes. Sweeps what dead runs left
+    half-written. Raises Refused.
     """
-    if not (resume or overwrite) and (folder / RECORD).exists():
+    if not (resume or overwrite) and holds_run(folder):
         raise Refused(f"{folder} already holds a run", limit="holds a run")
-    for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    if overwrite:
+        foreign = sorted(str(path.relative_to(folder)) for path in _foreign(folder))
+        if foreign:
+            more = "it is not removed with the run"
+            raise Refused(
+                f"{folder} holds what no run wrote: {listed(foreign)}; {more}", limit="folder"
+            )
+    for path in _written(folder):
+        if OWN_TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def holds_run(folder: Path) -> bool:
+    """True where weights or checkpoints lie there, whether or not their options do."""
+    if (folder / RECORD).exists() or (folder / "best.pt").exists():
+        return True
+    return any(folder.glob("checkpoints/step-*.pt"))
+
+
+def _written(folder: Path) -> list[Path]:
+    """Return what lies in a run's folder and in its checkpoints."""
+    inner = folder / "checkpoints"
+    places = [folder, inner] if inner.is_dir() and not inner.is_symlink() else [folder]
+    return [path for place in places for path in place.iterdir()]
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """Return what a run does not write: other names, folders, links."""
+    inner = folder / "checkpoints"
+    return [
+        path
+        for path in _written(folder)
+        if path.is_symlink()
+        or (path.is_dir() and path != inner)
+        or not (path == inner or OWN.fullmatch(path.name) or OWN_TEMPORARY.fullmatch(path.name))
+    ]
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove the run that is in the folder, all but the lock."""
-    for path in folder.iterdir():
-        if path.name != "lock":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove the run that is in the folder, all but the lock. What no run wrote stays."""
+    foreign = set(_foreign(folder))
+    for path in _written(folder):
+        if path.name != "lock" and path not in foreign and not path.is_dir():
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / "checkpoints").rmdir()
 
 
 def remove_empty(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Two checkouts of this suite train the same bits: `python tests/campaigns/fingerprints.py OLD
 NEW`.
 
-Six short runs, each in both checkouts on this machine: MNIST, a folder with resizedcrop and two
+Seven short runs, each in both checkouts on this machine: MNIST, a folder with resizedcrop and two
 workers, synthetic images with averaged weights and accumulation, arrays of CIFAR's form with mixup,
 two gloo ranks, and a resumed run. Compared are the SHA-256 of the final weights and the log without
 its clocks. No hash is kept: other machines and versions of torch give others.
@@ -38,31 +38,38 @@ RUNS = {
     "cifar": f"{CIFAR} --nEpochs 1 --augment pad:4,crop,flip,mixup",
     "ranks": f"{SYNTHETIC} --netType squeezenet",
     "resumed": f"{SYNTHETIC} --saveEvery 1",
+    "handed over": f"{SYNTHETIC} --saveEvery 1",
 }
 COMMON = "--GPU -1 --logger none"
 
 
-def run(checkout: Path, name: str, text: str, folder: Path) -> str:
-    """Run one of them and return its fingerprint."""
+def run(checkout: Path, name: str, text: str, folder: Path, started_by: Path) -> str:
+    """Run one of them and return its fingerprint. started_by: the checkout that begins what is
+    resumed.
+    """
     options = [*text.split(), *COMMON.split(), "--expDir", str(folder), "--expID", name]
     launcher = [sys.executable]
     if name == "ranks":
         launcher += ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launcher, str(checkout / "main.py"), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if name == "resumed":
-        stop_after_some_steps(command, environment, folder)
+    if name in ("resumed", "handed over"):
+        first = started_by if name == "handed over" else checkout
+        begun = [*launcher, str(first / "main.py"), *options]
+        stop_after_some_steps(begun, environment, folder, name)
         command.append("--continue")
     subprocess.run(command, env=environment, check=True, capture_output=True, cwd=folder)
     return fingerprint(next(folder.glob(f"*/{name}")))
 
 
-def stop_after_some_steps(command: list[str], environment: dict[str, str], folder: Path) -> None:
+def stop_after_some_steps(
+    command: list[str], environment: dict[str, str], folder: Path, name: str
+) -> None:
     """Start a run and stop it by SIGTERM once it has saved something."""
     child = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    while child.poll() is None and not list(folder.glob("*/resumed/checkpoints/step-*.pt")):
+    while child.poll() is None and not list(folder.glob(f"*/{name}/checkpoints/step-*.pt")):
         time.sleep(0.01)
     child.send_signal(signal.SIGTERM)
     child.wait()
@@ -112,6 +119,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
     arguments = parser.parse_args()
     differ = []
+    old = arguments.checkouts[0].resolve()
     with tempfile.TemporaryDirectory() as scratch:
         images = make_images(Path(scratch, "images"))
         for name in arguments.only:
@@ -119,9 +127,8 @@ def main() -> None:
             for number, checkout in enumerate(arguments.checkouts):
                 folder = Path(scratch, f"{name}-{number}")
                 folder.mkdir()
-                found.append(
-                    run(checkout.resolve(), name, RUNS[name].format(images=images), folder)
-                )
+                text = RUNS[name].format(images=images)
+                found.append(run(checkout.resolve(), name, text, folder, old))
             same = found[0] == found[1]
             differ += [] if same else [name]
             print(

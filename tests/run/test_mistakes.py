@@ -133,3 +133,47 @@ def test_a_mistake_beside_overwrite_loses_no_run(
     assert rig.fingerprint(finished) == before
     rig.finish(rig.options(finished, "--overwrite", "--nEpochs", "2"))
     assert len((rig.run_folder(finished) / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_overwriting_removes_what_a_run_wrote_and_nothing_else(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rig.run_folder(finished)
+    notes = run / "notes"
+    notes.mkdir()
+    (notes / "thesis.txt").write_text("years of work")
+    (run / ".mine.1.tmp").write_text("mine")
+    assert "holds what no run wrote: .mine.1.tmp, notes" in refused(
+        rig.options(finished, "--overwrite"), capsys
+    )
+    assert (run / "best.pt").exists()
+    assert (notes / "thesis.txt").read_text() == "years of work"
+    shutil.rmtree(notes)
+    (run / ".mine.1.tmp").unlink()
+    left = run / "checkpoints" / ".step-9.pt.77.tmp"
+    left.write_text("half")
+    rig.finish(rig.options(finished, "--overwrite", "--nEpochs", "1"))
+    assert not left.exists()
+    assert not list(run.glob("model_2.pt"))
+
+
+def test_checkpoints_through_a_link_are_refused_and_stay(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rig.run_folder(finished)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run / "checkpoints", elsewhere)
+    (run / "checkpoints").symlink_to(elsewhere)
+    assert "holds what no run wrote: checkpoints" in refused(
+        rig.options(finished, "--overwrite"), capsys
+    )
+    assert list(elsewhere.glob("step-*.pt"))
+
+
+def test_weights_without_their_options_are_a_run_too(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rig.run_folder(finished)
+    (run / "options.json").unlink()
+    assert "already holds a run" in refused(rig.options(finished, "--nEpochs", "1"), capsys)
+    assert list(run.glob("checkpoints/step-*.pt"))
