@@ -5,6 +5,7 @@ Only tensors cross ranks, never objects. torchrun tells who is there; one proces
 1.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -173,12 +174,20 @@ class Pulse(threading.Thread):
         self.world = world
         self.resume_command = resume_command
         self.seen: dict[int, tuple[bytes, float]] = {}
+        self.ended = threading.Event()
+        # A thread that is in the store's code when the interpreter goes aborts the process.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the thread: this process leaves."""
+        self.ended.set()
+        self.join(PULSE)
 
     def run(self) -> None:
         self.store.set_timeout(SILENCE)
         beat = 0
 
-        while True:
+        while not self.ended.is_set():
             beat += 1
             try:
                 self.store.set(f"pulse {self.rank}", str(beat))
@@ -187,11 +196,11 @@ class Pulse(threading.Thread):
                 if not dist.is_initialized():
                     return
                 lost = str(error).splitlines()[0][:200]
-            if not dist.is_initialized():
+            if self.ended.is_set() or not dist.is_initialized():
                 return
             if lost:
                 self._end(lost)
-            time.sleep(PULSE)
+            self.ended.wait(PULSE)
 
     def _lost(self) -> str:
         """Return which rank has been silent for too long, "" where none has."""
@@ -251,6 +260,9 @@ def _give_up(rank: int) -> None:
 def leave() -> None:
     """Leave the group, where there is one."""
     if dist.is_initialized():
+        for thread in threading.enumerate():
+            if isinstance(thread, Pulse):
+                thread.stop()
         store = dist.distributed_c10d._get_default_store()
         store.set(f"pulse {dist.get_rank()}", LEFT.decode())
         dist.destroy_process_group()

@@ -4,16 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from common import DATA, ROOT
 
+import configs
 import main
 import opts
 import utils
 from base import archive
 from base.errors import clear_errors
+from training.ranks import Ranks
+from training.step import Step
 
 SMALL = ["--GPU", "-1", "--nEpochs", "1", "--nThreads", "0"]
 KEYS = {
@@ -207,7 +211,9 @@ def test_bad_input_ends_with_one_line(
 
 def test_one_process_on_one_device_wraps_nothing() -> None:
     network = torch.nn.Linear(2, 2)
-    assert utils.spread(network, torch.device("cpu"), 1) is network
+    run = SimpleNamespace(ranks=Ranks(), step=Step(torch.device("cpu")))
+    options = opts.parse(["--dataset", "mnist"])
+    assert configs.make_parallel(options, run, network) is network  # type: ignore[arg-type]
 
 
 def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:
@@ -337,3 +343,28 @@ def test_ten_crops_that_are_all_sure_of_something_else_have_a_finite_loss() -> N
         network[1].weight.copy_(torch.tensor([[500.0] * 3, [-500.0] * 3]))
         logarithms = main.log_probabilities(network, torch.ones(1, 5, 3, 1, 1))
     assert logarithms.isfinite().all()
+
+
+ELSEWHERE = """
+import ctypes, os, shutil, sys
+del os.sched_getaffinity, os.sched_setaffinity
+usage, load = shutil.disk_usage, ctypes.CDLL
+def no_shared_memory(path):
+    if str(path) == "/dev/shm":
+        raise FileNotFoundError(path)
+    return usage(path)
+shutil.disk_usage = no_shared_memory
+ctypes.CDLL = lambda name, *more, **named: object() if name is None else load(name, *more, **named)
+sys.path.insert(0, os.getcwd())
+import main
+main.main(sys.argv[1:])
+"""
+
+
+def test_a_system_without_linux_s_own_calls_trains_too(tmp_path: Path) -> None:
+    arguments = ["--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--limit", "64"]
+    arguments += ["--nEpochs", "1", "--GPU", "-1", "--logger", "none", "--expDir", str(tmp_path)]
+    command = [sys.executable, "-c", ELSEWHERE]
+    for words in (arguments, ["--help"]):
+        result = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-1500:]

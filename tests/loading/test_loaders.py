@@ -14,9 +14,11 @@ import augmentation
 import data
 import main
 import opts
-from base.errors import Refused, clear_errors
+from augmentation import AUGMENTATIONS, WINDOW
+from base.errors import Failed, Refused, clear_errors
 from datasets import folder
 from loading import workers
+from loading.deaths import end_workers
 from loading.plan import Plan
 from run.watch import Watch
 from transforms import Pipeline
@@ -183,3 +185,33 @@ def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:
         watch.advise(record)  # type: ignore[arg-type]
     assert len(Told.lines) == 1
     assert all(word in Told.lines[0] for word in ("50%", "--nThreads", "shrink", "--tune"))
+
+
+@pytest.mark.parametrize("name", [name for name, e in AUGMENTATIONS.items() if e.stage > WINDOW])
+def test_every_step_runs_on_images_of_files(images: Path, name: str) -> None:
+    # Decoders write channels last, which not every operation can see as planes.
+    loader = data.make_loader(
+        open_part(images),
+        Pipeline(augmentation.parse(f"crop,{name}"), 20, 16, seed=1),
+        Plan(6, 6),
+        CPU,
+    )
+    batch = next(iter(loader.epoch(0)))
+    assert batch.images.shape == (6, 3, 16, 16)
+    mixed, _ = loader.pipeline.mix(batch.images, batch.labels, 3, 0, 0)
+    assert mixed.shape == batch.images.shape
+
+
+def test_an_error_in_a_worker_is_named_and_is_no_lost_worker(images: Path) -> None:
+    pipeline = Pipeline([], 20, 16)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("view size is not compatible")
+
+    pipeline.windows = broken  # type: ignore[method-assign,assignment]
+    loader = data.make_loader(
+        open_part(images), pipeline, Plan(2, 2), CPU, workers=1, start_method="fork"
+    )
+    with pytest.raises(Failed, match="a loader worker failed: RuntimeError: view size is not"):
+        next(iter(loader.epoch(0)))
+    end_workers()  # children that later tests fork must not find them

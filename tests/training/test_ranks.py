@@ -65,7 +65,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return {kind: parity(1, kind, folder / kind) for kind in ("float32", "float64")}
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.campaign)])
 def test_ranks_train_the_network_of_one(ranks: int, alone: dict[str, dict], tmp_path: Path) -> None:
     single = parity(ranks, "float32", tmp_path / "float32", "--syncBN")
     largest = max(gradient.abs().max() for gradient in alone["float32"]["gradients"])
@@ -153,3 +153,41 @@ def test_the_order_of_a_billion_images_is_a_bijection() -> None:
     assert len(np.unique(images)) == len(np.unique(places))
     assert images.min() >= 0
     assert images.max() < count
+
+
+LONELY = ROOT / "tests" / "support" / "lonely_rank.py"
+
+
+def test_a_rank_may_work_alone_for_longer_than_silence_may_last() -> None:
+    result = torchrun(2, str(LONELY), "works")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "rank 0 summed 2" in result.stdout
+    assert "rank 1 summed 2" in result.stdout
+
+
+def test_a_rank_that_falls_silent_ends_the_others_with_one_line() -> None:
+    started = time.monotonic()
+    result = torchrun(2, str(LONELY), "stops")
+    assert result.returncode != 0
+    assert "another rank has ended or cannot be reached (rank 1 was silent for" in result.stderr
+    assert "resume with: the command" in result.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_main_starts_its_ranks_itself(tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", "--GPU", "-1", "--nGPU", "2", "--parallel", "ranks"]
+    command += ["--dataset", "synthetic", "--synthetic", "35:4:20", "--imageSize", "20"]
+    command += ["--cropSize", "16", "--netType", "ninbn", "--batchSize", "16", "--nEpochs", "1"]
+    # A last batch of 3 is one image to one of two ranks: batch norm cannot norm that.
+    result = subprocess.run(
+        [*command, "--logger", "none", "--expDir", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "3 images on 2 ranks, too few for batch norm: it is left out" in result.stdout
+    assert "32 of 35 training" in result.stdout
+    log = (tmp_path / "synthetic" / "ninbn" / "log.jsonl").read_text()
+    assert json.loads(log)["step"] == 2

@@ -17,12 +17,14 @@ from torch import nn
 import main
 import model
 from base import archive
+from base.errors import Refused
+from models.recompute import recompute
 from run import checkpoint
 from training.metrics import Criterion
 from training.ranks import Ranks
 from training.schedule import KINDS, make_schedule
 from training.step import Step
-from training.updater import Updater, make_optimizer
+from training.updater import Updater, flatten_buffers, make_optimizer
 
 STEPS = 1000
 
@@ -244,3 +246,48 @@ def test_a_compiled_network_learns_as_it_does_without_and_is_saved_under_its_own
     assert losses[1] == pytest.approx(losses[0], rel=0.02)  # dropout's masks are made another way
     weights = [set(torch.load(run / "best.pt", weights_only=True)["network"]) for run in runs]
     assert weights[0] == weights[1]
+
+
+def test_a_short_batch_in_parts_leaves_no_image_alone(tmp_path: Path) -> None:
+    # 74 images in batches of 64: the last one has 10, eight parts of it would have 1 or 2.
+    more = ["--synthetic", "74:4:20", "--batchSize", "64", "--accumulate", "8", "--nEpochs", "1"]
+    rig.finish(rig.options(tmp_path, *more))
+    log = (rig.run_folder(tmp_path) / "log.jsonl").read_text()
+    assert json.loads(log)["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["googlenet", "resnet18", "vit_b_16", "squeezenet"])
+def test_recomputing_changes_no_gradient(name: str) -> None:
+    size = 32
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        network = model.create(name, 3, size).train()
+        if again:
+            assert recompute(network) > 0
+        torch.manual_seed(1)  # of dropout
+        sum(head.sum() for head in network(images, heads=True)).backward()
+        gradients.append([p.grad for p in network.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_size_that_cannot_be_trained_at_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    network = model.create("inception_v3", 3, 80)
+    with pytest.raises(Refused, match="inception_v3 cannot take images of 80 x 80 pixels"):
+        model.refuse_size(network)
+
+
+def test_buffers_become_parts_of_one_tensor_and_restore_together() -> None:
+    network = model.create("ninbn", 3, 32).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    flat = flatten_buffers(network)
+    assert len(flat) == 2  # float32 and int64
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    network(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8))
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    assert not any(torch.equal(before[name], network.state_dict()[name]) for name in statistics)
+    whole = sum(value.numel() for value in flat)
+    assert whole == sum(before[name].numel() for name in statistics)
