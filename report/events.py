@@ -2,7 +2,9 @@
 by.
 """
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -34,6 +36,9 @@ class Events:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        # tensorboard's own switch: where TensorFlow is installed it would load it, which takes
+        # seconds, prints, and raises errors of its own kind.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)

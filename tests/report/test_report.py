@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rig import make_images
+from rig import ROOT, make_images
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 import compare
@@ -189,6 +189,22 @@ def test_pictures_that_cannot_be_written_do_not_end_a_run(
     assert "training continues" in capsys.readouterr().err
     report.first_batch(torch.zeros(4, 3, 8, 8))
     assert capsys.readouterr().err == ""
+
+
+def test_tensorflow_beside_it_is_never_loaded(tmp_path: Path) -> None:
+    # It takes seconds and prints; here it cannot be loaded at all.
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('loaded')")
+    text = "import sys, pathlib; from report.report import Report; "
+    text += "Report(pathlib.Path(sys.argv[1]), {}).open(0)"
+    result = subprocess.run(
+        [sys.executable, "-c", text, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
 def test_without_a_logger_only_the_log_is_there(images: Path, tmp_path: Path) -> None:

@@ -67,8 +67,19 @@ def build(out: Path) -> None:
     assert spec.origin is not None
     torch = Path(spec.origin).parent
     site = torch.parent
-    source = (HERE / "fakecuda.c").read_text()
-    own = set(re.findall(r"^OUT [^(=;]*?\b\*?(\w+)\(", source, re.M))
+
+    # The headers of the CUDA that torch was built with; triton's have the crt/ that the wheel
+    # lacks.
+    headers = next(path.parent for path in (site / "nvidia").rglob("cuda_runtime_api.h"))
+    more = site / "triton" / "backends" / "nvidia" / "include"
+    compiler = ["gcc", "-O1", "-w", "-fPIC", "-fno-builtin"]
+    compiler += ["-I", str(headers), "-idirafter", str(more)]
+    ours = out / "fakecuda.o"
+    subprocess.run([*compiler, "-c", str(HERE / "fakecuda.c"), "-o", str(ours)], check=True)
+    # As compiled: the headers rename some functions (to ..._v2), others in each release.
+    command = ["nm", "--defined-only", "--extern-only", "--format=just-symbols", str(ours)]
+    own = set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+
     symbols = wanted(torch)
     missing = sorted(name for name in symbols if name not in own and not LEFT_ALONE.match(name))
     driver = [name for name in missing if re.match(r"^cu[A-Z]", name)]
@@ -76,16 +87,8 @@ def build(out: Path) -> None:
     (out / "driver.c").write_text(
         "".join(f"long {name}(void) {{ return 0; }}\n" for name in driver)
     )
-
-    # The headers of the CUDA that torch was built with; triton's have the crt/ that the wheel
-    # lacks.
-    headers = next(path.parent for path in (site / "nvidia").rglob("cuda_runtime_api.h"))
-    more = site / "triton" / "backends" / "nvidia" / "include"
-    compiler = ["gcc", "-O1", "-w", "-shared", "-fPIC", "-fno-builtin"]
-    sources = [str(HERE / "fakecuda.c"), str(out / "stubs.c")]
-    includes = ["-I", str(headers), "-idirafter", str(more)]
     library = ["-o", str(out / "libfakecuda.so"), "-lpthread", "-ldl"]
-    subprocess.run([*compiler, *includes, *sources, *library], check=True)
+    subprocess.run([*compiler, "-shared", str(ours), str(out / "stubs.c"), *library], check=True)
 
     # What is no driver function of ours is reached by way of libfakecuda.so.
     link = ["-Wl,--no-as-needed", f"-L{out}", "-l:libfakecuda.so", "-Wl,-rpath,$ORIGIN"]

@@ -438,10 +438,14 @@ OUT cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStat
     *c = 0;
     return 0;
 }
+#if CUDART_VERSION >= 13000
+#define EDGES const cudaGraphEdgeData **e,
+#else
+#define EDGES
+#endif
 OUT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *c,
                                          unsigned long long *i, cudaGraph_t *g,
-                                         const cudaGraphNode_t **d, const cudaGraphEdgeData **e,
-                                         size_t *n) {
+                                         const cudaGraphNode_t **d, EDGES size_t *n) {
     *c = 0;
     if (i)
         *i = 0;
