@@ -1,4 +1,4 @@
-"""One GPU or many, or the CPU: the device, copies to the host, memory, seeds."""
+"""One GPU or many, or the CPU: the device, copies to it and from it, memory, seeds."""
 
 import contextlib
 import ctypes

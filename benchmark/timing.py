@@ -1,7 +1,6 @@
 """What the benchmarks share: alternating repetitions, medians."""
 
 import json
-import os
 import platform
 import shlex
 import statistics
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from base.arguments import core_count
 
 
 def seconds_per_batch(batches: Iterable[Any], most: int, skip: int = 1) -> list[float]:
@@ -61,7 +62,7 @@ def machine() -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *sys.argv]),
         "device": device,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": core_count(),
         "torch": str(torch.__version__),
         "time": time.strftime("%Y-%m-%d"),
     }

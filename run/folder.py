@@ -28,8 +28,8 @@ RECORD = "options.json"
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
     r"lock|options\.json|log\.jsonl|full_train\.log|test\.json|curves\.png|confusion(_\d+)?\.png"
-    r"|mistakes\.png|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv|best\.pt|model(_\d+)?\.pt"
-    r"|step-\d+\.pt"
+    r"|mistakes\.png|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv"
+    r"|best\.pt|model(_\d+)?\.pt|step-\d+\.pt"
 )
 OWN = re.compile(rf"{NAMES}|events\.out\.tfevents\..*")
 OWN_TEMPORARY = re.compile(rf"\.({NAMES})\.\d+\.tmp")
