@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rig import make_images
+from rig import make_images, on_folder
 
 import export
 import main
@@ -22,27 +22,9 @@ from base.errors import Failed
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     images = make_images(folder / "images", 24)
-    sizes = [
-        "--imageSize",
-        "24",
-        "--cropSize",
-        "20",
-        "--batchSize",
-        "8",
-        "--GPU",
-        "-1",
-        "--nThreads",
-        "0",
-        "--nEpochs",
-        "2",
-    ]
     main.main(
         [
-            "--dataset",
-            "folder",
-            "--data_dir",
-            str(images),
-            *sizes,
+            *on_folder(images, "--batchSize", "8", "--nEpochs", "2"),
             "--netType",
             "googlenet",
             "--expDir",

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from common import DATA, ROOT
+from rig import on_folder
 
 import configs
 import main
@@ -94,15 +95,7 @@ def test_a_folder_and_its_weights(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *SMALL,
-        "--imageSize",
-        "24",
-        "--cropSize",
-        "20",
+        *on_folder(images, "--nEpochs", "1"),
     ]
     main.main([*arguments, "--expDir", str(tmp_path / "a"), "--batchSize", "8"])
     best = next((tmp_path / "a").glob("*/*/best.pt"))
@@ -148,15 +141,7 @@ def test_a_class_without_test_images_is_warned_of(
         path.unlink()
     (images / "val" / "class 1").rmdir()
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *SMALL,
-        "--imageSize",
-        "24",
-        "--cropSize",
-        "20",
+        *on_folder(images, "--nEpochs", "1"),
     ]
     main.main([*arguments, "--expDir", str(tmp_path)])
     assert "warning: 1 classes have no test image: class 1" in capsys.readouterr().out
@@ -252,15 +237,7 @@ def test_ten_crops_give_the_same_figures_in_batches_of_any_size(
     images: Path, tmp_path: Path
 ) -> None:
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *SMALL,
-        "--imageSize",
-        "24",
-        "--cropSize",
-        "20",
+        *on_folder(images, "--nEpochs", "1"),
         "--tenCrop",
     ]
     arguments += [

@@ -6,35 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rig import on_folder
 
 import main
 import predict
-
-OPTIONS = [
-    "--GPU",
-    "-1",
-    "--nThreads",
-    "0",
-    "--imageSize",
-    "24",
-    "--cropSize",
-    "20",
-    "--batchSize",
-    "8",
-]
 
 
 @pytest.fixture
 def trained(images: Path, tmp_path: Path) -> Path:
     main.main(
         [
-            "--dataset",
-            "folder",
-            "--data_dir",
-            str(images),
-            "--nEpochs",
-            "8",
-            *OPTIONS,
+            *on_folder(images, "--batchSize", "8", "--nEpochs", "8"),
             "--expDir",
             str(tmp_path / "runs"),
         ]
@@ -46,11 +28,7 @@ def test_a_test_alone_gives_the_figures_of_the_last_test(
     trained: Path, images: Path, tmp_path: Path
 ) -> None:
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *OPTIONS,
+        *on_folder(images, "--batchSize", "8"),
         "--expDir",
         str(tmp_path / "runs"),
     ]

@@ -12,36 +12,6 @@ from PIL import Image
 from base.errors import Refused
 from datasets import folder, listing
 
-OPTIONS = [
-    "--dataset",
-    "folder",
-    "--GPU",
-    "-1",
-    "--imageSize",
-    "24",
-    "--cropSize",
-    "20",
-    "--batchSize",
-    "8",
-    "--nEpochs",
-    "2",
-]
-
-
-def spoil(images: Path) -> list[str]:
-    """Make 3 training images and a test image bad; return their paths."""
-    bad = [
-        images / "train" / "class 0" / "0.jpg",
-        images / "train" / "class 1" / "4.jpg",
-        images / "train" / "class 2" / "5.jpg",
-    ]
-    bad.append(images / "val" / "class 1" / "1.jpg")
-    bad[0].write_bytes(b"")
-    bad[1].write_bytes(bad[1].read_bytes()[:300])
-    bad[2].write_bytes(b"no image")
-    bad[3].write_bytes(b"\xff\xd8\xff" + bytes(50))
-    return [str(path) for path in bad]
-
 
 def old(root: Path) -> None:
     """Give all folders an mtime of long ago."""

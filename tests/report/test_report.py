@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rig import ROOT, make_images
+from rig import ROOT, make_images, on_folder
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 import compare
@@ -25,19 +25,6 @@ from report import pictures
 from report.report import Report
 from training import metrics
 
-OPTIONS = [
-    "--GPU",
-    "-1",
-    "--nThreads",
-    "0",
-    "--imageSize",
-    "24",
-    "--cropSize",
-    "20",
-    "--batchSize",
-    "8",
-]
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,11 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     images = make_images(folder / "images", 24)
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *OPTIONS,
+        *on_folder(images, "--batchSize", "8"),
         "--expDir",
         str(folder),
         "--netType",
@@ -209,11 +192,7 @@ def test_tensorflow_beside_it_is_never_loaded(tmp_path: Path) -> None:
 
 def test_without_a_logger_only_the_log_is_there(images: Path, tmp_path: Path) -> None:
     arguments = [
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *OPTIONS,
+        *on_folder(images, "--batchSize", "8"),
         "--expDir",
         str(tmp_path),
         "--nEpochs",
@@ -263,11 +242,7 @@ def test_colours_are_never_written(images: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "main.py",
-        "--dataset",
-        "folder",
-        "--data_dir",
-        str(images),
-        *OPTIONS,
+        *on_folder(images, "--batchSize", "8"),
         "--nEpochs",
         "1",
     ]

@@ -114,6 +114,12 @@ def image_options(folder: Path, images: Path, *more: str) -> list[str]:
     ]
 
 
+def on_folder(images: Path, *more: str) -> list[str]:
+    """Return main.py's options for small images in a folder, in this process alone."""
+    sizes = "--GPU -1 --nThreads 0 --imageSize 24 --cropSize 20"
+    return ["--dataset", "folder", "--data_dir", str(images), *sizes.split(), *more]
+
+
 def make_images(folder: Path, count: int = 96, classes: int = 3) -> Path:
     """Write a folder of small JPEG files whose colour tells the class."""
     noise = np.random.default_rng(1)
