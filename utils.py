@@ -121,7 +121,7 @@ def device_for(
     available = _count_gpus()
     if first_gpu is None and available == 0 and count == 1:
         other = other_accelerator()
-        if other is None:
+        if other is None and local_rank == 0:
             print("no GPU found: training on the CPU", flush=True)
         return torch.device(other or "cpu")
 
