@@ -181,6 +181,43 @@ def test_batches_of_any_size_are_shared_out(gpus: int, built: Path, tmp_path: Pa
     assert {name: r["error"] for name, r in found.items() if r["error"]} == {}
 
 
+RUN = "--dataset synthetic --synthetic 67:4:64 --imageSize 64 --cropSize 64 --batchSize 16"
+RANKS = {
+    "all at once": "--syncBN --ema 0.9 --accumulate 2 --precision fp16 --clip 1",
+    "plain": "",
+    "an auxiliary head": "--netType googlenet",
+    "frozen": "--freeze features --optimizer adamw",
+    "recomputed": "--netType resnet18 --optimize",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        name if name == "all at once" else pytest.param(name, marks=pytest.mark.campaign)
+        for name in RANKS
+    ],
+)
+def test_two_ranks_train_each_on_its_own_gpu(case: str, built: Path, tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = f"{RUN} --nEpochs 2 --logger none {RANKS[case]} --expDir {tmp_path}"
+    result = on_fake_gpus(built, *launcher, str(HERE / "rank.py"), *command.split())
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "device    cuda Fake GPU" in result.stdout
+    log = next(tmp_path.glob("*/*/log.jsonl")).read_text().splitlines()
+    # A last batch of 3 on 2 ranks is left out where it is too small for batch norm.
+    assert len(log) == 2
+    assert json.loads(log[-1])["step"] in (8, 10)
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_gpus_without_bf16_train_in_float32(gpus: int, built: Path, tmp_path: Path) -> None:
+    command = f"main.py {RUN} --nEpochs 1 --logger none --GPU 0 --nGPU {gpus} --expDir {tmp_path}"
+    result = on_fake_gpus(built, *command.split(), major=7)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert ", fp32," in result.stdout
+
+
 MEMORY = "--dataset synthetic --synthetic 512:6:224 --imageSize 224 --cropSize 224 --batchSize 256"
 
 
