@@ -12,8 +12,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from base.arguments import Parser
+from base import process
+from base.arguments import Parser, file_of
 from base.errors import Refused, clear_errors
+from base.files import read_text, refuse_target
 from base.text import print_table, printable
 from report.record import EpochRecord, Json
 
@@ -27,23 +29,27 @@ class FinishedRun:
 
     options: Json
     history: list[EpochRecord]
+    # What it was tested on: fingerprints of names and sizes, None in older runs.
+    tested: tuple[str, ...] | None = None
 
 
 def read(folder: Path) -> FinishedRun:
     """Read a run's options and log. Raises Refused."""
     try:
-        options = json.loads((folder / "options.json").read_text())["options"]
-        lines = (folder / "log.jsonl").read_text().splitlines()
+        stored = json.loads(read_text(folder / "options.json"))
+        options, images = stored["options"], stored.get("images", {}).get("test")
+        tested = (images["listing"], images["sizes"]) if images else None
+        lines = read_text(folder / "log.jsonl").splitlines()
         history = [EpochRecord.from_json(json.loads(line)) for line in lines]
     except OSError as error:
-        name = Path(error.filename).name
+        name = Path(error.filename or "").name
         raise Refused(f"{folder} is no run's folder: {name}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         damaged = "options.json or log.jsonl cannot be read"
         raise Refused(f"{folder}: {damaged}: {error}") from None
     if not history:
         raise Refused(f"{folder} has finished no epoch yet: compare it later")
-    return FinishedRun(options, history)
+    return FinishedRun(options, history, tested)
 
 
 def rows(runs: dict[str, FinishedRun]) -> list[list[str]]:
@@ -59,6 +65,17 @@ def rows(runs: dict[str, FinishedRun]) -> list[list[str]]:
         table.append([name, *values, *_metrics(run.history)])
 
     return table
+
+
+def tested_apart(runs: dict[str, FinishedRun]) -> str:
+    """Say which runs were tested on other images than the first; "" where none was."""
+    first, *others = runs
+    known = runs[first].tested
+    apart = [name for name in others if known and runs[name].tested not in (None, known)]
+    if not apart:
+        return ""
+    names = ", ".join(apart)
+    return f"tested on other images than {first}: {names}; their accuracies do not compare"
 
 
 def _differs(name: str, runs: dict[str, FinishedRun]) -> bool:
@@ -82,14 +99,17 @@ def main(argv: list[str] | None = None) -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="compare.py", description=__doc__, formatter_class=plain)
     about = "a run's folder: cache/mnist/alexnetbn"
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=about)
+    parser.add_argument("runs", nargs="+", type=file_of, metavar="RUN", help=about)
     picture = "picture (default: compare.png)"
-    parser.add_argument("--out", type=Path, default=Path("compare.png"), help=picture)
+    parser.add_argument("--out", type=file_of, default=Path("compare.png"), help=picture)
     arguments = parser.parse_args(argv)
 
     with clear_errors():
         runs = {printable(folder): read(folder) for folder in arguments.runs}
+        refuse_target(arguments.out)
         print_table(rows(runs))
+        if apart := tested_apart(runs):
+            print(apart)
         from report import pictures
 
         pictures.comparison({name: run.history for name, run in runs.items()}, arguments.out)
@@ -97,4 +117,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    process.begin()
     main(sys.argv[1:])

@@ -3,9 +3,11 @@ header.
 """
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +21,32 @@ from tqdm import tqdm
 import augmentation
 import data
 import model
+import opts
 import utils
+from base.archive import Plain
+from base.arguments import number_of
 from base.errors import Refused
 from base.randomness import key
 from base.text import listed, printable
 from data import ArrayLoader, FileLoader, Images
-from datasets.images import FileImages, Limits, display_names
+from datasets import changes
+from datasets import folder as folders
+from datasets.images import (
+    FileImages,
+    Limits,
+    composed,
+    display_names,
+    files_key,
+    relabelled,
+    turns,
+)
+from datasets.listing import told
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
-from models import NETWORKS, OURS
+from models import NETWORKS, OURS, weights
 from models.layers import SMALL
 from models.recompute import recompute
-from opts import FREE, Options
+from opts import FOLDERS, FREE, Options
 from report.console import Console
 from report.report import Report
 from run import checkpoint, folder, memory
@@ -49,6 +65,15 @@ from training.step import Step
 from training.updater import Updater, has_batch_norm, make_optimizer
 from transforms import Pipeline
 
+# What a test takes from the weights: a field of theirs, and the option that goes before it.
+TESTED_BY = {
+    "net_type": "netType",
+    "image_size": "imageSize",
+    "crop_size": "cropSize",
+    "stem": "stem",
+    "interpolation": "interpolation",
+    "exif": "exif",
+}
 # Images that mean and standard deviation are taken from.
 SAMPLE = 10_000
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,8 +82,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 @contextlib.contextmanager
 def start(options: Options) -> Iterator[Run]:
     """Open the run's folder and give what the loop needs of its surroundings. Raises Refused."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    local = int(os.environ.get("LOCAL_RANK") or 0)
+    here, local = number_of("LOCAL_WORLD_SIZE", 1), number_of("LOCAL_RANK", 0)
     device = utils.device_for(options.GPU, options.gpus, local, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -68,17 +92,18 @@ def start(options: Options) -> Iterator[Run]:
     utils.reseed(device, options.manualSeed, "weights")
 
     new = ranks.first and not options.folder.exists()
-    lock = folder.Lock(options.folder) if ranks.first else contextlib.nullcontext()
+    lock = folder.Lock(options.folder)
+    held = lock if ranks.first else contextlib.nullcontext()
 
     # Signals before the lock: from here on a signal finds someone who answers it.
-    with Signals() as signals, lock:
+    with Signals() as signals, held:
         try:
             # One rank looks at the folder and changes it; the others read what it left.
             with ranks.in_turn("folder"):
                 if ranks.first:
                     resume, overwrite = options.continue_, options.overwrite
                     folder.prepare_folder(options.folder, resume=resume, overwrite=overwrite)
-                run = _make_run(options, ranks, device, signals)
+                run = _make_run(options, ranks, device, signals, lock)
             with ending(run):
                 yield run
             leave()
@@ -104,17 +129,26 @@ def _set_backends(options: Options) -> None:
     torch.use_deterministic_algorithms(options.deterministic)
 
 
-def _make_run(options: Options, ranks: Ranks, device: torch.device, signals: Signals) -> Run:
+def _make_run(
+    options: Options, ranks: Ranks, device: torch.device, signals: Signals, lock: folder.Lock
+) -> Run:
     where, precision = options.folder, choose_precision(options.precision, device)
     console = Console(where, quiet=not ranks.first, verbose=options.verbose)
     disabled = options.logger == "none" or not ranks.first
     recorded = options.recorded()
+    rescued = replace(options, expID=f"{options.expID}-rescued")
     return Run(
         folder=where,
         step=Step(device, ranks, options.manualSeed, options.accumulate, precision, options.gpus),
         options=RunOptions(
-            options.nEpochs, options.snapshot, options.overwrite, options.resume_command
+            options.nEpochs,
+            options.snapshot,
+            options.overwrite,
+            options.resume_command,
+            rescued.folder,
+            rescued.resume_command,
         ),
+        lock=lock,
         environment=folder.environment(device, ranks, options.gpus),
         signals=signals,
         console=console,
@@ -133,36 +167,72 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     return PRECISIONS[name]
 
 
-def open_both(options: Options) -> tuple[Images, Images]:
-    """Open the training and the test images. Raises Refused."""
+def _image_settings(options: Options) -> dict[str, Any]:
+    """Return the settings of the data set's opener."""
     settings: dict[str, Any] = {}
     if options.valShare is not None:
         settings |= {"val_share": options.valShare, "seed": options.manualSeed}
         settings["split_file"] = split_path(options)
-    elif options.dataset in ("folder", "ilsvrc2012"):
+    if options.dataset in FOLDERS:
         settings["index"] = Path(options.expDir, options.dataset)
     if options.storage:
         settings |= {"storage": options.storage, "source": options.dbcollection}
     if options.dataset == "synthetic":
         settings["shape"] = options.synthetic_shape
+    return settings
 
+
+def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Images]:
+    """Open the training and the test images.
+
+    classes: of a run that is resumed, whose order they keep. Raises Refused.
+    """
+    settings = _image_settings(options)
     name, root = options.dataset, options.data_dir
     train = data.open_images(name, root, "train", **settings)
+    if {composed(name) for name in classes} == {composed(name) for name in train.classes}:
+        train = relabelled(train, list(classes))
     test = data.open_images(name, root, "test", classes=train.classes, **settings)
-    # Limits belong to the command line, not to a data set: they are set on whatever was opened.
-    megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
-    limits = Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
-
     for images in (train, test):
-        if isinstance(images, FileImages):
-            images.limits = limits
+        _set_limits(options, images)
+    _warn_of_absent(train.classes, test)
+    return train, test
 
-    # Training goes on without them, but a figure of such a class would be missing without a word.
+
+def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
+    """Open the images of a test alone.
+
+    classes: the weights', in their order; None where they name none. Raises Refused.
+    """
+    settings = _image_settings(options)
+    part = "test"
+    if options.dataset in FOLDERS and not options.storage:
+        part = "other" if options.part == "test" else "all"
+    if classes is None:
+        classes = data.open_images(options.dataset, options.data_dir, "train", **settings).classes
+    settings["classes"] = list(classes)
+    images = data.open_images(options.dataset, options.data_dir, part, **settings)
+    if list(images.classes) != list(classes):
+        images = relabelled(images, list(classes))
+    _set_limits(options, images)
+    _warn_of_absent(images.classes, images)
+    return images
+
+
+def _set_limits(options: Options, images: Images) -> None:
+    """Set what belongs to the command line, not to a data set, on whatever was opened."""
+    megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
+    if isinstance(images, FileImages):
+        images.limits = Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
+        images.turn = options.exif == "apply"
+
+
+def _warn_of_absent(classes: Sequence[str], test: Images) -> None:
+    """Say which classes are not tested: a figure of them would be missing without a word."""
     present = set(np.unique(test.labels).tolist())
-    absent = [name for label, name in enumerate(train.classes) if label not in present]
+    absent = [name for label, name in enumerate(classes) if label not in present]
     if absent:
         print(f"warning: {len(absent)} classes have no test image: {listed(absent)}", flush=True)
-    return train, test
 
 
 def split_path(options: Options) -> Path:
@@ -177,31 +247,49 @@ AnyLoader = ArrayLoader | FileLoader
 def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
     """Return the loaders of the training and of the test images. Raises Refused."""
     # The first rank may have to fetch them.
+    before = run.saved.spec.get("classes", ()) if run.saved is not None else ()
     with run.ranks.in_turn("data"):
-        train, test = open_both(options)
+        train, test = open_both(options, before)
     run.watch.reads_files = isinstance(train, FileImages)
     if options.valShare is not None:
         sides = f"{len(train)} images to train on, {len(test)} to test on"
         run.console.say(f"split     {sides}: {run.folder / 'split.csv'}")
 
     # Testing has no steps: what is random must not touch a figure.
-    steps, ten = options.steps, options.tenCrop
-    plan = _train_plan(options, run, train)
+    pipeline = make_pipeline(options, options.steps)
+    train_loader = _make_loader(options, run, train, pipeline, _train_plan(options, run, train))
+    return train_loader, _make_test_loader(options, run, test)
+
+
+def make_tested_loader(options: Options, run: Run, classes: Sequence[str] | None) -> AnyLoader:
+    """Return the loader of a test alone. classes: as of `open_tested`. Raises Refused."""
+    with run.ranks.in_turn("data"):
+        images = open_tested(options, classes)
+    return _make_test_loader(options, run, images)
+
+
+def _make_test_loader(options: Options, run: Run, images: Images) -> AnyLoader:
     ranks = run.ranks
-    test_plan = Plan(
-        len(test), options.batchSize, limit=options.limit, rank=ranks.rank, world=ranks.world
+    plan = Plan(
+        len(images), options.batchSize, limit=options.limit, rank=ranks.rank, world=ranks.world
     )
+    return _make_loader(options, run, images, make_pipeline(options, ten=options.tenCrop), plan)
+
+
+def _make_loader(
+    options: Options, run: Run, images: Images, pipeline: Pipeline, plan: Plan
+) -> AnyLoader:
     settings: dict[str, Any] = {
         "workers": options.nThreads,
         "start_method": options.startMethod,
         "timeout": options.timeout,
         "skip": options.badImages == "skip",
     }
-    device = run.step.device
-    return (
-        data.make_loader(train, make_pipeline(options, steps), plan, device, **settings),
-        data.make_loader(test, make_pipeline(options, ten=ten), test_plan, device, **settings),
-    )
+    loader = data.make_loader(images, pipeline, plan, run.step.device, **settings)
+    # Several ranks stop at one step together, which the loop agrees on.
+    if isinstance(loader, FileLoader) and run.ranks.world == 1:
+        loader.deaths.stop_asked = lambda: run.signals.stop is not None
+    return loader
 
 
 def _train_plan(options: Options, run: Run, images: Images) -> Plan:
@@ -258,11 +346,16 @@ def statistics(options: Options, images: Images) -> tuple[list[float], list[floa
     if Path(images.where).exists():
         where = str(Path(images.where).resolve())
     sizes = {"imageSize": options.imageSize, "cropSize": options.cropSize}
-    # Another folder, count or size must not find these values.
-    cache_key = json.dumps({"where": where, "images": len(images), **sizes})
+    plan, cpu = Plan(len(images), 256, limit=SAMPLE), torch.device("cpu")
+    # Another folder, count or size must not find these values, nor files that were replaced.
+    known = {"where": where, "images": len(images), **sizes}
+    if isinstance(images, FileImages):
+        sampled = np.concatenate(list(plan.epoch(0)))
+        known |= {"files": files_key(images, sampled), "exif": options.exif}
+        known |= {"interpolation": options.interpolation}
+    cache_key = json.dumps(known)
 
     def compute() -> tuple[list[float], list[float]]:
-        plan, cpu = Plan(len(images), 256, limit=SAMPLE), torch.device("cpu")
         skip = options.badImages == "skip"
         loader = data.make_loader(
             images, make_pipeline(options), plan, cpu, workers=options.nThreads, skip=skip
@@ -289,9 +382,10 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
         stem=options.stem,
         image_size=options.imageSize,
         interpolation=options.interpolation,
+        exif=options.exif,
         display_names=tuple(shown) if shown != images.classes else (),
     )
-    if not (options.test or options.netType in OURS):
+    if options.netType not in OURS:
         model.refuse_size(network)
     if options.syncBN and run.ranks.world > 1:
         synchronise(network, run.step.device)
@@ -311,21 +405,86 @@ def _initialise(options: Options, run: Run, network: Network, images: Images) ->
     """Fill the network from a file of weights; without one measure mean and deviation of the
     images.
     """
-    with run.ranks.in_turn("weights"):
-        weights = options.retrain
-        if options.pretrained:
-            weights = model.published_weights(options.netType)
-
-    if not weights:
+    path = weights_path(options, run)
+    if not path:
         with run.ranks.in_turn("statistics"):
             network.normalise.set(*statistics(options, images))
         return
 
-    # What was reinitialised is said: it decides whether a test of these weights means anything.
-    fresh = model.load_weights(network, model.read_weights(weights), weights)
+    value = weights.read(path)
+    fresh = model.load_weights(network, value, path)
+    run.console.say(_describe_weights(network, path, model.spec_of(value, path), fresh))
+
+
+def weights_path(options: Options, run: Run) -> str | None:
+    """Return the file of weights that is asked for, None for none. Raises Refused."""
+    if not options.pretrained:
+        return options.retrain
+    with run.ranks.in_turn("weights"):
+        return model.published_weights(options.netType)
+
+
+def _describe_weights(network: Network, path: str, spec: Spec | None, fresh: list[str]) -> str:
+    """Say what of a file is kept, and what begins at random."""
+    count = len(network.state_dict())
+    kept = f"{count - len(fresh)} of {count} tensors kept, with mean and deviation"
+    text = f"weights   {path}: {kept}"
     if fresh:
-        made_for = f"{weights} was made for other classes or heads"
-        run.console.say(f"{made_for}: reinitialised {', '.join(fresh)}")
+        return f"{text}; at random: {', '.join(fresh)}"
+    if spec is not None and spec.classes != network.spec.classes:
+        was, now = listed(list(spec.classes), 3), listed(list(network.spec.classes), 3)
+        text += f"; also the last layer, though it was trained for {was} and not for {now}"
+    return text
+
+
+def settle_tested(options: Options) -> tuple[Plain, Spec | None]:
+    """Take what was not given of a test from the weights, as predict.py does: network and stem,
+    sizes, interpolation, EXIF.
+
+    Returns the file's content and what it says, (None, None) for published weights. Raises Refused.
+    """
+    if options.retrain is None:
+        return None, None
+    value = weights.read(options.retrain)
+    spec = model.spec_of(value, options.retrain)
+    if spec is not None:
+        for field, name in TESTED_BY.items():
+            if name not in options.given:
+                setattr(options, name, getattr(spec, field))
+        # A test has a folder of its own, called after the network.
+        if "expID" not in options.given:
+            options.expID = f"{options.netType}-test"
+        for message in opts.unfitting(options):
+            raise Refused(message)
+    return value, spec
+
+
+def make_tested_network(
+    options: Options, run: Run, images: Images, value: Plain, spec: Spec | None
+) -> Network:
+    """Return the network of a test alone, with all of its weights from the file. Raises Refused."""
+    path = weights_path(options, run)
+    assert path is not None
+    shown = spec.display_names if spec is not None else ()
+    network = model.create(
+        options.netType,
+        images.classes,
+        options.cropSize,
+        stem=options.stem,
+        image_size=options.imageSize,
+        interpolation=options.interpolation,
+        exif=options.exif,
+        display_names=shown,
+    )
+    fresh = model.load_weights(network, weights.read(path) if value is None else value, path)
+    if missing := model.without_heads(network, fresh):
+        classes = f"{images.where} has {len(images.classes)} classes"
+        raise Refused(
+            f"{path} was made for another number of classes: {classes}, and {', '.join(missing)} "
+            "would be random: name the images that it was made for"
+        )
+    with room_for("the network", run.step.device):
+        return network.to(run.step.device).to(memory_format=torch.channels_last)
 
 
 def _refuse_other(spec: Spec, saved: Saved) -> None:
@@ -399,9 +558,9 @@ def memory_to_train(
     return memory.enough_memory(run.step, options.batchSize, trial, least=least)
 
 
-def memory_to_test(options: Options, run: Run, updater: Updater) -> AbstractContextManager[None]:
+def memory_to_test(options: Options, run: Run, network: nn.Module) -> AbstractContextManager[None]:
     """Return a context in which too large a batch of testing is one line with what fits."""
-    trial = memory.test_trial(run.step, options.cropSize, updater.network_for_eval)
+    trial = memory.test_trial(run.step, options.cropSize, network)
     return memory.enough_memory(run.step, options.batchSize, trial, testing=True)
 
 
@@ -456,14 +615,42 @@ def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
     return make_distributed(trained, run.ranks, run.step.device)
 
 
-def resume(options: Options, run: Run, network: Network, updater: Updater) -> Progress:
+def resume(
+    options: Options,
+    run: Run,
+    network: Network,
+    updater: Updater,
+    train: AnyLoader,
+    test: AnyLoader,
+) -> Progress:
     """Fill the run from its checkpoint, if it has one, and write down what it is."""
     # An option that no bit depends on does not break exactness when it changes.
     changed = {name: pair for name, pair in options.changed.items() if name not in FREE}
-    progress = run.resume(changed, network, updater, wanted=options.continue_)
+    sides: changes.Sides = {"train": train.images, "test": test.images}
+    run.images = changes.fingerprints(sides)
+    before = run.saved.images if run.saved is not None else {}
+    kept = run.folder / "images.npz"
+    changed_images = changes.differences(before, run.images, kept, sides) if before else []
+    relisted = bool(before) and before["train"]["listing"] != run.images["train"]["listing"]
+    progress = run.resume(
+        changed,
+        network,
+        updater,
+        images=changed_images,
+        relisted=relisted,
+        wanted=options.continue_,
+    )
     if run.ranks.first:
         split = split_path(options) if options.valShare is not None else None
-        folder.record(run.folder, options.recorded(), run.environment, split)
+        run.record = functools.partial(
+            folder.record,
+            options=options.recorded(),
+            environment=run.environment,
+            images=run.images,
+            split=split,
+        )
+        run.record(run.folder)
+        changes.save(kept, sides, run.images)
     return progress
 
 
@@ -473,6 +660,7 @@ def print_header(
     """Say what is about to be trained, on what and where."""
     lines = {
         "data": _describe_data(options, train, test),
+        **_describe_files(options, [train.images, test.images]),
         "pixels": f"{options.imageSize} -> {options.cropSize}, {options.augment}",
         "network": _describe_network(network),
         "training": _describe_training(options, run, len(train)),
@@ -482,6 +670,43 @@ def print_header(
     if not options.test:
         lines["folder"] += f"; resume with: {run.options.resume_command}"
     run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
+
+
+def print_test_header(options: Options, run: Run, network: Network, loader: AnyLoader) -> None:
+    """Say what is about to be tested, on what and where."""
+    images = loader.images
+    count = f"{loader.plan.image_count} of {len(images)} test images"
+    crops = ", ten crops" if options.tenCrop else ""
+    lines = {
+        "data": f"{options.dataset}: {count} in {images.where}; {len(images.classes)} classes",
+        **_describe_files(options, [images]),
+        "pixels": f"{options.imageSize} -> {options.cropSize}, {options.interpolation}{crops}",
+        "network": _describe_network(network),
+        "weights": options.retrain or "torchvision's, as published",
+        "device": _describe_device(options, run, loader),
+        "folder": f"{run.folder}",
+    }
+    run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
+
+
+def _describe_files(options: Options, sides: Sequence[Images]) -> dict[str, str]:
+    """Return what a header says of image files: what is not read, and how many carry a turn."""
+    lines: dict[str, str] = {}
+    files = [images for images in sides if isinstance(images, FileImages)]
+    left_out: Counter[str] = Counter()
+    for images in {images.where: images for images in files}.values():
+        left_out.update(images.left_out)
+    if left_out:
+        lines["left out"] = told(left_out).removeprefix("; left out: ")
+    if options.data_dir and files and options.dataset in FOLDERS and not options.storage:
+        alone = [f"{name}/" for name in folders.left_alone(options.data_dir)]
+        if alone:
+            lines["beside"] = f"{listed(alone)}: images that are not read"
+    looked_at, carrying = turns(files)
+    if carrying:
+        what = "followed" if options.exif == "apply" else "ignored: --exif apply turns them"
+        lines["exif"] = f"{carrying} of {looked_at} files looked at carry a turn, {what}"
+    return lines
 
 
 def _describe_data(options: Options, train: AnyLoader, test: AnyLoader) -> str:

@@ -25,6 +25,7 @@ from loading.workers import (
     Task,
     Tasks,
     check_shared_memory,
+    shorten_socket_paths,
     start_worker,
 )
 from transforms import Pipeline
@@ -183,10 +184,11 @@ class FileLoader:
         batch = min(self.plan.batch, max(1, self.plan.image_count))
         check_shared_memory(workers, batch * image_bytes)
 
+        shorten_socket_paths()
         context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             # The server imports torch once, its forks then start at once.
-            context.set_forkserver_preload(["data"])
+            context.set_forkserver_preload(["loading.shield", "data"])
 
         return {
             "multiprocessing_context": context,
@@ -249,7 +251,7 @@ class FileLoader:
         batches: Iterator[Decoded] | None = None
         for _ in self.tasks.tasks:
             try:
-                with self.deaths.guard(self.timeout):
+                with self.deaths.guard(self.timeout, self._workers()):
                     batches = batches or iter(self.loader)
                     batch = next(batches)
             except (RuntimeError, EOFError, ConnectionError) as error:
@@ -264,12 +266,15 @@ class FileLoader:
                 if "DataLoader" not in text and not cut_off:
                     raise
                 # What a killed worker was writing stays in shared memory until someone removes it.
-                workers = getattr(self.loader._iterator, "_workers", [])
-                remove_left([worker.pid for worker in workers])
+                remove_left([worker.pid for worker in self._workers()])
                 raise LostWorker(
                     f"a loader worker died or stopped responding (killed? out of memory?): {text}"
                 ) from None
             yield batch
+
+    def _workers(self) -> list[Any]:
+        """Return the worker processes, none where this process reads."""
+        return getattr(self.loader._iterator, "_workers", [])
 
 
 def _refusal(image: BadImage) -> Refused:

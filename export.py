@@ -11,14 +11,14 @@ import argparse
 import importlib
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from base.arguments import Parser
+from base import process
+from base.arguments import Parser, file_of, path_of
 
 KINDS = ("onnx", "pt2", "safetensors")
 
@@ -27,13 +27,15 @@ def build_parser() -> Parser:
     """Return the command line's parser. Nothing that it needs imports torch."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="export.py", description=__doc__, formatter_class=plain)
-    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    about = "weights (best.pt, model_5.pt) or a checkpoint"
+    parser.add_argument("file", type=path_of, help=about)
     parser.add_argument("--to", choices=KINDS, required=True, help="format")
-    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("out", type=file_of, help="file to write")
     return parser
 
 
 if __name__ == "__main__":
+    process.begin()
     # --help and wrong options answer here, before torch is imported.
     build_parser().parse_args()
 
@@ -41,9 +43,9 @@ import torch
 from torch import Tensor, nn
 
 import model
-from base import archive
 from base.errors import Failed, Refused, clear_errors
-from base.files import sync_folder
+from base.files import is_special, refuse_target, replacing
+from models import weights
 
 # Largest difference of a probability between the file and the network.
 CLOSE = 1e-4
@@ -72,7 +74,7 @@ def metadata(network: model.Network, source: str) -> dict[str, str]:
         "input": "uint8 RGB (N, 3, cropSize, cropSize)",
     }
     known |= {name: str(value) for name, value in spec.items()}
-    value = archive.read(source)
+    value = weights.read(source)
     known["record"] = json.dumps(value.get("record") or {})
     return known | {"torch": str(torch.__version__), "program": "multi-gpu-torch"}
 
@@ -175,25 +177,16 @@ def export(source: str, kind: str, out: Path) -> float:
 
     Raises Refused, Failed.
     """
+    refuse_target(out, source)
+    if is_special(out):
+        raise Refused(f"{out} is no regular file: what is written there could not be checked")
     network = model.load(source)
     about = metadata(network, source)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    if not out.parent.is_dir():
-        raise Refused(f"there is no folder {out.parent}")
-    try:
-        with warnings.catch_warnings():
-            # torch's own, about its insides.
-            warnings.simplefilter("ignore")
-            # Run beside the network before it takes its name: a wrong file is never left.
-            worst = check(network, FORMATS[kind](network, about, temporary), out)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
-        sync_folder(out.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-    return worst
+    # Run beside the network before it takes its name: a wrong file is never left.
+    with replacing(out) as temporary, warnings.catch_warnings():
+        # torch's own, about its insides.
+        warnings.simplefilter("ignore")
+        return check(network, FORMATS[kind](network, about, temporary), out)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,22 +5,21 @@ All options: `python main.py --help`.
 
 import math
 import os
-import signal
 import sys
 import time
 
 import opts
+from base import process
 from run import launch
 
 if __name__ == "__main__":
+    process.begin()
     # DDP warns of a search for unused parameters, which `training.ranks` wants.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # --help and wrong options answer here, before torch is imported.
     given = opts.parse()
     if given.parallel == "ranks" and given.nGPU > 1 and not launch.is_rank():
         launch.start_ranks(given.nGPU, __file__, sys.argv[1:])
-    # Until a run takes Ctrl-C over: nothing is there to save yet.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import torch
 import torch.nn.functional as F
@@ -44,22 +43,18 @@ from training.updater import Updater
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says. Raises Refused, Failed, SystemExit."""
     options = opts.parse(argv)
+    if options.test:
+        test_alone(options)
+        return
     with configs.start(options) as run:
         # Workers start here, before anything else runs in a thread: see docs/architecture.md.
         train_loader, test_loader = configs.make_loaders(options, run)
         network = configs.make_network(options, run, train_loader.images)
         updater = configs.make_updater(options, run, network)
         configs.print_header(options, run, network, train_loader, test_loader)
-        if options.test:
-            with configs.memory_to_test(options, run, updater):
-                tested = test(run, updater.network_for_eval, test_loader, Sums(run.step.device))
-            run.console.show_test(tested.metrics)
-            run.report.draw(tested, [], confusion=True)
-            return
-
         parallel = configs.make_parallel(options, run, network)
         criterion = configs.make_criterion(options, train_loader.images, run.step.device)
-        progress = configs.resume(options, run, network, updater)
+        progress = configs.resume(options, run, network, updater, train_loader, test_loader)
         for epoch in range(progress.epoch, options.nEpochs):
             started = time.perf_counter()
             with configs.memory_to_train(options, run, parallel, updater, criterion):
@@ -67,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             # Each rank norms its own share, so their running statistics differ. Rank 0's are saved,
             # so they are what is tested too.
             run.ranks.share_buffers(updater.network_for_eval)
-            with configs.memory_to_test(options, run, updater):
+            with configs.memory_to_test(options, run, updater.network_for_eval):
                 tested = test(run, updater.network_for_eval, test_loader, sums)
 
             line = record.join(
@@ -81,6 +76,19 @@ def main(argv: list[str] | None = None) -> None:
             )
             run.finish_epoch(sums, line, tested)
         run.summary()
+
+
+def test_alone(options: opts.Options) -> None:
+    """Test the weights that are given. What is not given of options comes from them."""
+    value, spec = configs.settle_tested(options)
+    with configs.start(options) as run:
+        loader = configs.make_tested_loader(options, run, spec.classes if spec else None)
+        network = configs.make_tested_network(options, run, loader.images, value, spec)
+        configs.print_test_header(options, run, network, loader)
+        with configs.memory_to_test(options, run, network):
+            tested = test(run, network, loader, Sums(run.step.device))
+        run.console.show_test(tested.metrics)
+        run.report.draw_test(tested)
 
 
 def train(
@@ -112,6 +120,7 @@ def train(
     # in the next epoch.
     updater.settle()
     means, clock = sums.means(run.ranks), run.watch.clock
+    run.watch.training = clock
     rate = clock.images / clock.seconds if clock.seconds else None
     left_out = run.watch.left_out("training", loader.bad)
     return sums, TrainMetrics(
@@ -184,7 +193,9 @@ def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
     precisions = torch.zeros(1)
     if run.ranks.first:
         precisions = average_precisions(probabilities, every_label)
-    mean_precision = 100 * precisions.nanmean().item()
+    # None where there was no image: JSON has no NaN.
+    known = precisions[precisions.isfinite()]
+    mean_precision = 100 * known.mean().item() if len(known) else None
     left_out = run.watch.left_out("testing", loader.bad)
 
     metrics = TestMetrics(means.loss, means.top1, means.top5, seconds, mean_precision, left_out)

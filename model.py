@@ -1,6 +1,5 @@
 """A network by its name, with normalisation as its first layer, and weights from a file."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,17 +11,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from base import archive
 from base.archive import Plain, State
 from base.errors import Refused
 from base.fetch import digest_of, fetch
-from models import NETWORKS, OURS
+from models import NETWORKS, OURS, weights
+from models.weights import IMAGENET_MEAN, IMAGENET_STD
 
-# torchvision's, of pixels in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # Heads that a file may have and a network not.
 AUXILIARY = ("body.aux1.", "body.aux2.", "body.AuxLogits.")
+# Pixels a side.
+MAX_SIDE = 1 << 16
 # Field of Spec -> its key in a file.
 KEYS = {
     "net_type": "netType",
@@ -31,6 +29,7 @@ KEYS = {
     "crop_size": "cropSize",
     "stem": "stem",
     "interpolation": "interpolation",
+    "exif": "exif",
     "display_names": "titles",
 }
 
@@ -40,7 +39,8 @@ class Spec:
     """All that it takes to build a network again: name, class names, sizes in pixels, stem below 64
     pixels.
 
-    display_names: what the classes are called where they are shown, if not by their names.
+    exif: "apply" where photographs are turned as theirs says. display_names: what the classes are
+    called where they are shown, if not by their names.
     """
 
     net_type: str
@@ -49,6 +49,7 @@ class Spec:
     crop_size: int
     stem: str = "fast"
     interpolation: str = "bilinear"
+    exif: str = "ignore"
     display_names: tuple[str, ...] = ()
 
     def to_plain(self) -> State:
@@ -63,6 +64,28 @@ class Spec:
         for name in ("classes", "display_names"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
+
+    def refuse_wrong(self) -> None:
+        """Raise ValueError for a field that no run writes."""
+        texts = (self.net_type, self.stem, self.interpolation, self.exif)
+        if not all(isinstance(text, str) for text in (*texts, *self.classes, *self.display_names)):
+            raise ValueError("a name in it is no text")
+        if not all(type(size) is int and 0 < size < MAX_SIDE for size in self._sizes):
+            raise ValueError(f"its sizes are {self._sizes}")
+        choices = {
+            "stem": (self.stem, ("fast", "fine")),
+            "interpolation": (self.interpolation, ("bilinear", "bicubic")),
+            "exif": (self.exif, ("ignore", "apply")),
+        }
+        for name, (value, allowed) in choices.items():
+            if value not in allowed:
+                raise ValueError(f"its {name} is {value!r}")
+        if len(self.display_names) not in (0, len(self.classes)):
+            raise ValueError("it has another number of titles than of classes")
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        return self.image_size, self.crop_size
 
 
 # Logits (N, K), or a tuple of them, the main head's first.
@@ -189,25 +212,54 @@ def refuse_size(network: Network) -> None:
 
 def load(path: str) -> Network:
     """Return the network of a weights file or a checkpoint, in testing mode. Raises Refused."""
-    try:
-        value = archive.read(path)
-        spec = Spec.from_plain(value["model"])
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except (archive.Damaged, KeyError, TypeError) as error:
-        raise Refused(f"{path} is no weights file of this suite: {error}") from None
+    value = weights.read(path)
+    spec = spec_of(value, path)
+    if spec is None:
+        raise Refused(
+            f"{path} is no weights file of this suite: it names no network and no classes. Train "
+            "with it by main.py --retrain, which writes one"
+        )
+    network = build(spec)
+    if without_heads(network, load_weights(network, value, path)):
+        raise Refused(f"{path} does not fit {spec.net_type}: its last layer is of other classes")
+    return network.eval()
 
-    network = create(
+
+def without_heads(network: Network, names: list[str]) -> list[str]:
+    """Return the names that are not of auxiliary heads, which only training uses."""
+    heads = tuple(f"body.{prefix}." for prefix in NETWORKS[network.spec.net_type].heads)
+    return [name for name in names if not (heads and name.startswith(heads))]
+
+
+def build(spec: Spec) -> Network:
+    """Return the network that a file describes, with drawn weights. Raises Refused."""
+    return create(
         spec.net_type,
         spec.classes,
         spec.crop_size,
         stem=spec.stem,
         image_size=spec.image_size,
         interpolation=spec.interpolation,
+        exif=spec.exif,
         display_names=spec.display_names,
     )
-    load_weights(network, value, path)
-    return network.eval()
+
+
+def spec_of(value: Plain, path: str) -> Spec | None:
+    """Return what a file of ours says of its network, None for others'. Raises Refused where that
+    cannot be.
+    """
+    plain = weights.spec_in(value)
+    if plain is None:
+        return None
+    try:
+        if not isinstance(plain["classes"], list):
+            raise TypeError("its classes are no list")
+        spec = Spec.from_plain(plain)
+        spec.refuse_wrong()
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refused(f"{path} is no weights file of this suite: {error}") from None
+    return spec
 
 
 def published_weights(name: str) -> str:
@@ -226,30 +278,16 @@ def published_weights(name: str) -> str:
         )
 
     # The first published ones are those of the paper's recipe.
-    weights = next(iter(get_model_weights(theirs)))
-    folder = os.path.expanduser("~/.cache/torch/hub/checkpoints")
-    path = Path(folder, weights.url.rsplit("/", 1)[1])
+    found = next(iter(get_model_weights(theirs)))
+    path = Path(torch.hub.get_dir(), "checkpoints", found.url.rsplit("/", 1)[1])
     digest = path.stem.rsplit("-", 1)[1]
     if not path.exists():
-        fetch(weights.url, path, digest, "sha256")
+        fetch(found.url, path, digest, "sha256")
     elif not digest_of(path, "sha256").startswith(digest):
         wrong = f"{path} has a SHA-256 that does not begin with {digest}"
         raise Refused(f"{wrong}: remove it, it is then fetched again")
 
     return str(path)
-
-
-def read_weights(path: str) -> Plain:
-    """Return what a file of weights holds: ours, verified, or others', read as plain data.
-
-    Raises Refused.
-    """
-    try:
-        return archive.read(path)
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {error.strerror}") from None
-    except archive.Damaged as error:
-        raise Refused(str(error)) from None
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -315,7 +353,7 @@ def load_weights(network: Network, value: Plain, source: str) -> list[str]:
     with names and shapes, for what does not fit, and for weights that are not finite.
     """
     spec, own = network.spec, network.state_dict()
-    state = state_of(value, source, spec.net_type)
+    state = weights.state_of(value, source, spec.net_type, own)
     other_shape = [name for name in own if name in state and own[name].shape != state[name].shape]
     fresh = [n for n in other_shape if _is_last(own[n], state[n], len(spec.classes))]
     misfits = _misfits(own, state, spec.net_type)
@@ -355,41 +393,3 @@ def _is_last(own: Tensor, given: Tensor, classes: int) -> bool:
     if own.dim() == 0 or own.shape[0] != classes:
         return False
     return own.dim() == given.dim() and own.shape[1:] == given.shape[1:]
-
-
-def state_of(value: Plain, source: str, name: str) -> dict[str, Tensor]:
-    """Return the state dict in a loaded file, by our names.
-
-    Raises Refused where there is none or it must not fit.
-    """
-    if (
-        isinstance(value, dict)
-        and isinstance(value.get("model"), dict)
-        and "netType" in value["model"]
-    ):
-        theirs = value["model"]["netType"]
-        if theirs != name:
-            raise Refused(f"{source} holds {theirs}, not {name}", limit="network")
-        value = value.get("network")
-    # What others wrap a state dict in.
-    for key in ("state_dict", "model"):
-        if isinstance(value, dict) and isinstance(value.get(key), dict):
-            value = value[key]
-
-    is_state = (
-        isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values())
-    )
-    if not is_state:
-        raise Refused(f"{source} holds no weights: checkpoints, snapshots and state dicts do")
-    # DataParallel's and DDP's own prefix.
-    state = {key.removeprefix("module."): tensor for key, tensor in value.items()}
-    if "normalise.mean" in state:
-        return state
-
-    # torchvision's googlenet and inception_v3 rescale ImageNet's normalisation to this one as their
-    # first step.
-    # Their papers' input is in [-1, 1]; torchvision's weights expect it so.
-    half = name in ("googlenet", "inception_v3")
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if half else (IMAGENET_MEAN, IMAGENET_STD)
-    ours = {"normalise.mean": torch.tensor(mean), "normalise.std": torch.tensor(std)}
-    return ours | {f"body.{key}": tensor for key, tensor in state.items()}

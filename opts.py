@@ -29,9 +29,12 @@ from base.arguments import (
     is_whole,
     kind_of,
     nearest,
+    number_of,
     option,
     reader,
 )
+from base.errors import Refused
+from base.files import read_text
 from base.text import printable
 from datasets import DATASETS, Source
 from models import NETWORKS, OURS
@@ -44,12 +47,13 @@ MACHINE = "machine"
 RUN = "run folder"
 BY_SET = "by data set"
 LISTED = f"{', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
-# Characters of a recipe file.
+# Bytes of a recipe file, and of a run's options.json.
 MAX_RECIPE = 1 << 20
 
 # What a user of main.py can do about a limit that the files below it report.
 WAYS_OUT = LIMIT_WAYS | {
-    "bad images": "mend or remove it, or leave out all bad images with --badImages skip",
+    "bad images": "mend or remove it, or leave out all bad images with --badImages skip; "
+    "`python prepare.py check --data_dir DIR` lists them all",
     "crop size": "raise --cropSize",
     "learning rate": "try a lower --LR",
     "batch memory": "lower --batchSize, or raise --accumulate",
@@ -83,7 +87,11 @@ class Options:
 
     dataset: str = option("ilsvrc2012", DATA, "the images to train on", listed=", ".join(DATASETS))
     data_dir: str | None = option(
-        None, DATA, "folder of the images", shown="~/.cache/multi-gpu-torch, where it is fetched"
+        None,
+        DATA,
+        "folder of the images",
+        shown="~/.cache/multi-gpu-torch, where it is fetched",
+        path=True,
     )
     storage: str | None = option(
         None,
@@ -97,6 +105,7 @@ class Options:
         DATA,
         "its cache file, or one .h5 file; with it any name in the cache file is a --dataset",
         shown="~/dbcollection.json",
+        path=True,
     )
     imageSize: int = option(
         None, DATA, "shorter side images are scaled to, pixels", low=1, shown=BY_SET
@@ -110,12 +119,24 @@ class Options:
     interpolation: str = option(
         "bilinear", DATA, "resizing filter", choices=("bilinear", "bicubic")
     )
+    exif: str = option(
+        "ignore",
+        DATA,
+        "turn photographs as their EXIF orientation says: apply, or ignore",
+        choices=("ignore", "apply"),
+    )
     valShare: float | None = option(
         None,
         DATA,
         "share of a folder without val/ to hold out for testing, 0 to 1",
         low=0,
         shown="none",
+    )
+    part: str = option(
+        "val",
+        DATA,
+        "with --test: images to test on where a folder has both val/ and test/",
+        choices=("val", "test"),
     )
     balanced: bool = option(
         False, DATA, "sample classes uniformly: draw a class, then one of its images"
@@ -145,7 +166,7 @@ class Options:
         choices=("fast", "fine"),
     )
     retrain: str | None = option(
-        None, NET, "initialise from the weights, mean and std in this file", shown="none"
+        None, NET, "initialise from the weights, mean and std in this file", shown="none", path=True
     )
     pretrained: bool = option(
         False, NET, "initialise from torchvision's published weights for this network"
@@ -234,7 +255,7 @@ class Options:
         120, MACHINE, "seconds to wait for a batch before a silent worker is an error", low=1
     )
 
-    expDir: str = option("./cache", RUN, "folder of all runs")
+    expDir: str = option("./cache", RUN, "folder of all runs", path=True)
     expID: str = option(None, RUN, "name of this run", shown="the network's")
     snapshot: int = option(
         5, RUN, "weights file every n epochs; 0: at the end; -n: one file, rewritten every n"
@@ -283,14 +304,23 @@ class Options:
     def ranks(self) -> int:
         """Processes that train together."""
         started = self.nGPU if self.parallel == "ranks" else 1
-        return max(started, int(os.environ.get("WORLD_SIZE") or 1))
+        return max(started, number_of("WORLD_SIZE", 1))
 
     @property
     def resume_command(self) -> str:
-        """The command that resumes this run."""
-        where = ["--dataset", self.dataset, "--expID", str(self.expID)]
-        where += [] if self.expDir == "./cache" else ["--expDir", self.expDir]
-        return shlex.join(["python", "main.py", *where, "--continue"])
+        """The command that resumes this run, from any folder."""
+        named = {"dataset": self.dataset, "expID": str(self.expID)}
+        named["expDir"] = os.path.abspath(self.expDir)
+        where = []
+        for name, value in named.items():
+            # A value that begins like an option has to be tied to its own.
+            where += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
+        here, machines = number_of("LOCAL_WORLD_SIZE", 1), number_of("GROUP_WORLD_SIZE", 1)
+        launcher = ["python"]
+        if self.parallel != "ranks" and here > 1 and machines == 1:
+            launcher = ["torchrun", "--nproc-per-node", str(here)]
+        script = str(Path(__file__).resolve().with_name("main.py"))
+        return shlex.join([*launcher, script, *where, "--continue"])
 
     def recorded(self) -> Values:
         """Return what options.json holds."""
@@ -300,6 +330,8 @@ class Options:
 FIELDS: dict[str, Field] = {
     field.name: field for field in dataclasses.fields(Options) if field.metadata
 }
+# Data sets that are folders of images.
+FOLDERS = ("folder", "ilsvrc2012")
 # They say what to do with a run, not what it is.
 UNRECORDED = {"continue_", "overwrite"}
 
@@ -311,6 +343,13 @@ FREE = {
 }
 
 
+# What launchers tell a rank.
+LAUNCHED = (
+    *("TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE"),
+)
+
+
 def parse(argv: list[str] | None = None) -> Options:
     """Read the command line. Exits with status 2 and one line where it is wrong.
 
@@ -318,11 +357,15 @@ def parse(argv: list[str] | None = None) -> Options:
     stands in `changed`.
     """
     parser = build_parser()
+    try:
+        launched = {name: number_of(name, 0) for name in LAUNCHED}
+    except Refused as error:
+        parser.error(str(error))
     # A recipe may stand anywhere; the command line wins in any case.
     arguments = _recipes_first(sys.argv[1:] if argv is None else argv, parser)
 
     # torchrun starts a run again after a rank was lost: it resumes then.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or "0"):
+    if launched["TORCHELASTIC_RESTART_COUNT"]:
         arguments = [word for word in arguments if word not in ("--overwrite", "--continue")] + [
             "--continue"
         ]
@@ -340,7 +383,7 @@ def parse(argv: list[str] | None = None) -> Options:
     for message in _mistakes(options):
         parser.error(message)
     _settle(options)
-    for message in _unfitting(options):
+    for message in unfitting(options):
         parser.error(message)
     return options
 
@@ -381,13 +424,7 @@ def _recipes_first(arguments: list[str], parser: Parser) -> list[str]:
 
 def _read_recipe(path: str, parser: Parser) -> list[str]:
     try:
-        # A pipe would block.
-        if not Path(path).is_file() and Path(path).exists():
-            raise ValueError("not a regular file")
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_RECIPE + 1)
-        if len(text) > MAX_RECIPE:
-            raise ValueError(f"longer than {MAX_RECIPE} characters")
+        text = read_text(os.path.expanduser(path), MAX_RECIPE)
         return shlex.split(text, comments=True)
     except (OSError, ValueError) as error:
         parser.error(f"cannot read the recipe {path}: {getattr(error, 'strerror', None) or error}")
@@ -400,7 +437,7 @@ def _resumed(given: Values, parser: Parser) -> Options:
         return Options(**given)
 
     try:
-        stored = json.loads(path.read_text())["options"]
+        stored = json.loads(read_text(path, MAX_RECIPE))["options"]
         if not isinstance(stored, dict):
             raise ValueError("it holds no options")
         options = Options(
@@ -417,11 +454,18 @@ def _resumed(given: Values, parser: Parser) -> Options:
         parser.error(f"cannot read {path}: {error}: correct it, or restart with --overwrite")
 
     for name, value in given.items():
-        if name in stored and stored[name] != value:
+        if name in stored and _settled(name, stored[name]) != _settled(name, value):
             options.changed[name] = (stored[name], value)
         setattr(options, name, value)
+    # The run lies where it was found, whatever it was called when it began.
+    options.expDir = str(path.parents[2])
 
     return options
+
+
+def _settled(name: str, value: Any) -> Any:
+    """Return a value as it is compared: one folder has several names."""
+    return os.path.abspath(value) if FIELDS[name].metadata["path"] and value else value
 
 
 def _stored(name: str, value: object) -> Any:
@@ -492,6 +536,8 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield "--continue keeps the run, --overwrite removes it: leave one of them out"
     if options.pretrained and options.retrain:
         yield "--pretrained and --retrain exclude each other: name one source of weights"
+    if options.part != "val" and not (options.test and options.dataset in FOLDERS):
+        yield f"--part {options.part} is of --test on a folder: leave it out"
     if options.valShare is not None and options.dataset != "folder":
         own = f"{options.dataset} has test images of its own"
         yield f"--valShare splits a folder, {own}: leave it out"
@@ -521,8 +567,11 @@ def _wrong_with_ranks(options: Options) -> Iterator[str]:
 
 
 def _settle(options: Options) -> None:
-    """Fill in what the data set decides."""
+    """Fill in what the data set decides, and make paths hold from any folder."""
     source = options.source
+    for name in ("data_dir", "dbcollection", "retrain"):
+        if getattr(options, name):
+            setattr(options, name, os.path.abspath(getattr(options, name)))
     options.imageSize = options.imageSize or max(source.imageSize, options.cropSize or 0)
     options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
     options.nEpochs = options.nEpochs or source.nEpochs
@@ -534,7 +583,7 @@ def _settle(options: Options) -> None:
         options.expID, options.overwrite = f"{options.expID}-test", True
 
 
-def _unfitting(options: Options) -> Iterator[str]:
+def unfitting(options: Options) -> Iterator[str]:
     """Yield what does not go together once all values are known; parse the augmentations."""
     try:
         options.steps = augmentation.parse(options.augment)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from base.arguments import LIMIT_WAYS, Parser, add_limit_options
+from base import process
+from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
 
 BATCH = 32
 # Images on a sheet.
@@ -24,20 +25,26 @@ def build_parser() -> Parser:
     """Return the command line's parser. Nothing that it needs imports torch."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="predict.py", description=__doc__, formatter_class=plain)
-    parser.add_argument("file", help="weights (best.pt, model_5.pt) or a checkpoint")
+    about = "weights (best.pt, model_5.pt) or a checkpoint"
+    parser.add_argument("file", type=path_of, help=about)
     parser.add_argument(
         "images", nargs="+", help="images, folders, or - for paths on standard input"
     )
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
-    parser.add_argument("--csv", help="also write path, rank, class, probability to this file")
-    parser.add_argument(
-        "--sheet", help=f"draw the first {SHEET} images with their names to this PNG"
+    about = "also write path, rank, class, probability to this file"
+    parser.add_argument("--csv", type=path_of, help=about)
+    about = f"draw the first {SHEET} images with their names to this PNG"
+    parser.add_argument("--sheet", type=path_of, help=about)
+    about = (
+        "turn photographs as their EXIF orientation says: apply, or ignore (default: the weights')"
     )
+    parser.add_argument("--exif", choices=("ignore", "apply"), help=about)
     add_limit_options(parser)
     return parser
 
 
 if __name__ == "__main__":
+    process.begin()
     # --help and wrong options answer here, before torch is imported.
     build_parser().parse_args()
 
@@ -46,10 +53,10 @@ import torch
 from torch import Tensor
 
 import model
-from base.errors import clear_errors, with_way_out
-from base.files import write_rows
+from base.errors import Refused, clear_errors, with_way_out
+from base.files import refuse_target, write_rows
 from base.text import printable
-from datasets import folder
+from datasets import folder, listing
 from datasets.images import FileImages, Limits
 from loading.plan import Plan
 from loading.workers import Reader, Task
@@ -76,14 +83,34 @@ def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
     # Whoever names a file means what it links to.
     named = Limits(limits.bytes, limits.pixels, links=True)
     for argument in arguments:
-        if os.path.isdir(argument):
-            root = argument.rstrip("/") or "/"
-            names = sorted(folder.image_files(root, "."))
-            yield _unlabelled([name.removeprefix("./") for name in names], root, limits)
+        path = os.path.expanduser(argument)
+        if os.path.isdir(path):
+            yield _in_folder(path, limits)
             continue
-        paths = (line.rstrip("\n") for line in sys.stdin) if argument == "-" else iter([argument])
+        paths = _listed_paths() if argument == "-" else iter([path])
         while batch := list(itertools.islice(paths, BATCH)):
             yield _unlabelled(batch, "", named)
+
+
+def _listed_paths() -> Iterator[str]:
+    """Yield the paths on standard input, of lists made on any system."""
+    for line in sys.stdin:
+        path = line.rstrip("\r\n").removeprefix("\ufeff")
+        if path.strip():
+            yield os.path.expanduser(path)
+
+
+def _in_folder(path: str, limits: Limits) -> FileImages:
+    """Return all images below a folder. Raises Refused where there are none."""
+    root = path.rstrip("/") or "/"
+    scan = listing.Scan()
+    names = sorted(folder.image_files(root, ".", scan=scan))
+    left_out = listing.told(scan.left_out)
+    if not names:
+        raise Refused(f"{root} has no image ({', '.join(folder.ENDINGS)}){left_out}")
+    if left_out:
+        print(f"{printable(root)}{left_out}", file=sys.stderr)
+    return _unlabelled([name.removeprefix("./") for name in names], root, limits)
 
 
 def _unlabelled(names: list[str], where: str, limits: Limits) -> FileImages:
@@ -91,9 +118,15 @@ def _unlabelled(names: list[str], where: str, limits: Limits) -> FileImages:
 
 
 @torch.inference_mode()
-def predict(network: model.Network, images: FileImages, top: int) -> Iterator[Prediction]:
-    """Yield a prediction for each image, in order, with its `top` most probable classes."""
+def predict(
+    network: model.Network, images: FileImages, top: int, exif: str | None = None
+) -> Iterator[Prediction]:
+    """Yield a prediction for each image, in order, with its `top` most probable classes.
+
+    exif: "apply" or "ignore" its orientation; None: as the weights were trained.
+    """
     spec = network.spec
+    images.turn = (exif or spec.exif) == "apply"
     pipeline = Pipeline([], spec.image_size, spec.crop_size, interpolation=spec.interpolation)
     plan = Plan(len(images), BATCH)
     reader = Reader(images, pipeline, plan, finishes=False)
@@ -142,15 +175,23 @@ def main(argv: list[str] | None = None) -> None:
     megabytes, megapixels = arguments.maxMegabytes, arguments.maxMegapixels
     limits = Limits(megabytes << 20, megapixels * 10**6, arguments.followLinks)
 
-    with clear_errors():
+    needs_output = not (arguments.csv or arguments.sheet)
+
+    with clear_errors(LIMIT_WAYS):
+        for path in (arguments.csv, arguments.sheet):
+            if path:
+                refuse_target(path, arguments.file)
         network = model.load(arguments.file)
         rows: list[list[object]] = []
         shown: list[Prediction] = []
         failed = False
         every = sources(arguments.images, limits)
         for found in itertools.chain.from_iterable(
-            predict(network, i, arguments.top) for i in every
+            predict(network, i, arguments.top, arguments.exif) for i in every
         ):
+            # `| head` has read enough.
+            if needs_output and process.is_lost():
+                break
             path = printable(found.path)
             if not found.ranking:
                 failed = True
@@ -166,6 +207,8 @@ def main(argv: list[str] | None = None) -> None:
             write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows)
         if arguments.sheet:
             draw_sheet(shown, Path(arguments.sheet))
+        if needs_output:
+            process.refuse_lost()
 
     sys.exit(1 if failed else 0)
 

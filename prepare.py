@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from base import process
 from base.arguments import LIMIT_WAYS, Parser, add_limit_options, core_count, whole_number
 from base.errors import Refused, clear_errors
 
@@ -21,6 +22,7 @@ PATHS = ("data_dir", "out", "tars")
 WAYS_OUT = LIMIT_WAYS | {
     "data_dir": "give --data_dir DIR",
     "out": "choose another --out",
+    "lists": "name a folder for the lists with --out",
     "partial": "run this again, or give --expect for a partial set",
 }
 
@@ -43,12 +45,14 @@ def info(arguments: argparse.Namespace) -> None:
 
 def check(arguments: argparse.Namespace) -> int:
     checking = import_module("preparation.check")
-    return checking.check(arguments.data_dir, arguments.nThreads, _limits(arguments))
+    limits, out = _limits(arguments), arguments.out
+    return checking.check(arguments.data_dir, arguments.nThreads, limits, out)
 
 
 def shrink(arguments: argparse.Namespace) -> int:
     shrinking = import_module("preparation.shrink")
-    options = shrinking.Options(arguments.size, arguments.quality, arguments.nThreads)
+    turn = arguments.exif == "apply"
+    options = shrinking.Options(arguments.size, arguments.quality, arguments.nThreads, turn)
     return shrinking.shrink(arguments.data_dir, arguments.out, options, _limits(arguments))
 
 
@@ -114,6 +118,8 @@ def _add_folder_commands(commands: Commands) -> None:
     about = "decode every image; keep SHA-256s, and tell later what changed"
     command = _add(commands, "check", check, about, IMAGES)
     _add_threads(command)
+    where = "folder for the lists (default: that of the images)"
+    command.add_argument("--out", help=where)
     add_limit_options(command)
 
     about = "copy a folder with its large images made smaller"
@@ -123,6 +129,8 @@ def _add_folder_commands(commands: Commands) -> None:
     command.add_argument("--size", type=whole_number(1, 65535), default=256, help=side)
     quality = "of the JPEGs (default: 90)"
     command.add_argument("--quality", type=whole_number(1, 100), default=90, help=quality)
+    turning = "apply: turn photographs as their EXIF orientation says; ignore: keep it"
+    command.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help=turning)
     _add_threads(command)
     add_limit_options(command)
 
@@ -163,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.run not in (fetch, imagenet):
             _refuse_missing(arguments)
         status = arguments.run(arguments)
+        process.refuse_lost()
         if status:
             sys.exit(status)
 
@@ -177,4 +186,5 @@ def _refuse_missing(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    process.begin()
     main()

@@ -17,6 +17,9 @@ from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from typing import Any
 
+# Of a channel, in grey levels: images of one colour have no deviation to divide by.
+LEAST_STD = 1.0
+
 
 @functools.cache
 def _standard() -> Any:
@@ -59,7 +62,7 @@ def measure(batches: Iterable[Any]) -> tuple[list[float], list[float]]:
     variance = [
         max(0.0, square / count - m * m) for square, m in zip(squares.tolist(), mean, strict=True)
     ]
-    return [m / 255 for m in mean], [max(math.sqrt(v), 1.0) / 255 for v in variance]
+    return [m / 255 for m in mean], [max(math.sqrt(v), LEAST_STD) / 255 for v in variance]
 
 
 def cached(
@@ -68,33 +71,35 @@ def cached(
     """Return what the JSON file `path` holds for `key`, computing and adding it where it is missing
     or unreadable.
     """
+    from base.files import read_text, write_json
+
     try:
-        with open(path) as file:
-            known = json.load(file)
-        mean, std = known[key]["mean"], known[key]["std"]
-        if (
-            len(mean) == len(std) == 3
-            and all(isinstance(v, float) and math.isfinite(v) for v in mean + std)
-            and min(std) > 0
-        ):
-            return mean, std
-    except FileNotFoundError:
+        found = json.loads(read_text(path))
+        known = found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError):
         known = {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = known if isinstance(locals().get("known"), dict) else {}
+    values: Any = known.get(key)
+    if _is_whole(values):
+        return values["mean"], values["std"]
 
     mean, std = compute()
-    known[key] = {"mean": mean, "std": std}
-    _replace(path, known)
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    write_json(path, known | {key: {"mean": mean, "std": std}})
     return mean, std
 
 
-def _replace(path: str, value: object) -> None:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=2)
-    os.replace(temporary, path)
+def _is_whole(values: Any) -> bool:
+    """True for what `measure` can have returned."""
+    if not (isinstance(values, dict) and values.keys() == {"mean", "std"}):
+        return False
+    for name, low in (("mean", 0.0), ("std", LEAST_STD / 255)):
+        numbers = values[name]
+        if not (isinstance(numbers, list) and len(numbers) == 3):
+            return False
+        # A deviation of nearly nothing would make every pixel infinite.
+        if not all(isinstance(v, float) and low <= v <= 1 for v in numbers):
+            return False
+    return True
 
 
 def main() -> None:
@@ -110,4 +115,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from base import process
+
+    process.begin()
     main()

@@ -6,10 +6,13 @@ import difflib
 import os
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
+from base.errors import Refused
 from base.text import printable
 
 Field = dataclasses.Field[Any]
@@ -46,11 +49,12 @@ def option(
     listed: str = "",
     low: float | None = None,
     shown: str = "",
+    path: bool = False,
 ) -> Any:
     """Declare one option.
 
     choices: allowed values; listed: how they are named where they are many; low: the smallest
-    number; shown: the default as `--help` says it.
+    number; shown: the default as `--help` says it; path: it names a file or folder.
     """
     metadata = {
         "group": group,
@@ -59,6 +63,7 @@ def option(
         "listed": listed,
         "low": low,
         "shown": shown,
+        "path": path,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -68,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # Under torchrun every rank has the same to say.
-        speaks = os.environ.get("RANK", "0") == "0"
+        speaks = os.environ.get("RANK", "0") in ("", "0")
         self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks else None)
 
 
@@ -104,6 +109,8 @@ def reader(field: Field) -> Callable[[str], Any]:
     kind = kind_of(field)
     choices = field.metadata["choices"]
     low = field.metadata["low"]
+    if field.metadata["path"]:
+        return path_of
 
     def read(text: str) -> Any:
         if choices and text not in choices:
@@ -120,6 +127,32 @@ def reader(field: Field) -> Callable[[str], Any]:
         return value
 
     return read
+
+
+def path_of(text: str) -> str:
+    """Return a path with ~ as the home folder: shells leave it in `--expDir=~/runs`.
+
+    Raises argparse.ArgumentTypeError where it would break the lines that it is printed in.
+    """
+    if not text or any(unicodedata.category(character) == "Cc" for character in text):
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be a path here: rename it")
+    return os.path.expanduser(text)
+
+
+def file_of(text: str) -> Path:
+    """Return what `path_of` does, as a Path."""
+    return Path(path_of(text))
+
+
+def number_of(variable: str, default: int) -> int:
+    """Return what a launcher set in the environment; unset and empty are the same.
+
+    Raises Refused for what is no number.
+    """
+    text = os.environ.get(variable) or str(default)
+    if not is_whole(text):
+        raise Refused(f"the environment's {variable} is '{text}', which is no whole number")
+    return int(text)
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:

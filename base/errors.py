@@ -1,9 +1,12 @@
 """How a program ends: refusals and failures of one line, with the right exit status."""
 
 import contextlib
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 from base.text import printable
 
@@ -37,14 +40,58 @@ class OverLimit(ValueError):
         self.limit = limit
 
 
+# What asks a program to end. SIGALRM, SIGUSR2 and SIGXCPU are a scheduler's warnings.
+STOPPING = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    *(signal.SIGXCPU, signal.SIGUSR2, signal.SIGALRM),
+)
+
+
+class Interrupted(BaseException):
+    """A signal asked the program to end. Not an Exception: nothing takes it for a bad file."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+def asked_to_stop() -> list[signal.Signals]:
+    """Return the signals that end this program: what nohup or a parent ignores stays ignored."""
+    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process at a signal: nothing was begun yet."""
+    name = signal.Signals(number).name
+    line = f"{Path(sys.argv[0]).name}: stopped by {name}: nothing was begun\n"
+    os.write(2, line.encode(errors="backslashreplace"))
+    os._exit(128 + number)
+
+
+def _interruptible() -> None:
+    """Make signals raise Interrupted from here on: what is half-written is then cleaned up."""
+    for number in asked_to_stop():
+        if signal.getsignal(number) is leave_at_once:
+            signal.signal(number, _raise)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    # The second one does not wait for what is being cleaned up.
+    signal.signal(number, signal.SIG_DFL)
+    raise Interrupted(number)
+
+
 @contextlib.contextmanager
 def clear_errors(ways_out: Mapping[str, str] | None = None) -> Iterator[None]:
     """End the process with one line and the right status, unless the cause is our own bug.
 
     ways_out: what this program's user can do about a limit, by its name.
     """
+    _interruptible()
     try:
         yield
+    except Interrupted as error:
+        _exit(str(error), error.status, "")
     except (Refused, Failed) as error:
         _exit(
             with_way_out(str(error), error.limit, ways_out), 2 if isinstance(error, Refused) else 1
@@ -68,6 +115,6 @@ def reason_of(error: Exception) -> str:
     return str(error)
 
 
-def _exit(message: str, status: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {printable(message)}", file=sys.stderr, flush=True)
+def _exit(message: str, status: int, kind: str = "error: ") -> None:
+    print(f"{Path(sys.argv[0]).name}: {kind}{printable(message)}", file=sys.stderr, flush=True)
     sys.exit(status)

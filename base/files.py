@@ -1,14 +1,19 @@
-"""Files that are whole or not there at all, and tables of text."""
+"""Files that are whole or not there at all, bounded reading, and tables of text."""
 
 import contextlib
 import csv
+import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from base.errors import Refused
+
+# Bytes of a text file that a program reads whole: options, logs, tables, listings of paths.
+MAX_TEXT = 256 << 20
 
 
 @contextlib.contextmanager
@@ -17,23 +22,119 @@ def whole_file(
 ) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` only once it is complete, on the disk and passes
     `check`.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+    A link is followed, so that it stays one. A device or a pipe is written to as it is: replacing
+    /dev/null by a file would break the machine.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    if is_special(path):
+        with open(path, mode, encoding=encoding) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        return
+    with replacing(path, check) as temporary, open(temporary, mode, encoding=encoding) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | os.PathLike[str], check: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
+    """Give the path of an empty temporary file, which then replaces `path`, or what a link of that
+    name leads to.
+
+    For what writes files by their names; `whole_file` opens one.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        # Nobody else's to read until it has its name.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
         if check is not None:
             check(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
+        os.chmod(temporary, _mode_for(target))
+        os.replace(temporary, target)
+        sync_folder(target.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            # Whoever reads the message knows the file by its own name.
+            error.filename = str(path)
         raise
+
+
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """True for what is there and is neither a regular file nor a folder: a device, a pipe, a
+    socket.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] = "") -> None:
+    """Raise Refused where no file can be written to `path`: said before hours of work, not after.
+
+    source: a file that is read, which must not be written over.
+    """
+    target = Path(os.path.realpath(path))
+    if source and os.path.exists(path) and os.path.samefile(path, source):
+        raise Refused(f"{path} is the file that is read: name another to write")
+    if target.is_dir():
+        raise Refused(f"{path} is a folder: name a file in it")
+    if is_special(path):
+        return
+    if not target.parent.is_dir():
+        raise Refused(f"cannot write {path}: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise Refused(f"cannot write {path}: {target.parent} is read-only for this user")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:
+    """Return what a regular file of at most `most` bytes holds.
+
+    Raises OSError, and ValueError for a pipe, which would block, for a device, which may never end,
+    and for a larger file.
+    """
+    # Not to wait for a pipe's other end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("not a regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than the {most} bytes allowed")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], most: int = MAX_TEXT) -> str:
+    """Return a UTF-8 file's text, with or without a byte order mark. Raises as `read_bytes`."""
+    return read_bytes(path, most).decode("utf-8-sig")
+
+
+def _mode_for(target: Path) -> int:
+    """Return the permissions of what is replaced, or those of a new file."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(target.stat().st_mode)
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    """Return this process's umask. Linux tells; elsewhere it has to be set to be seen."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,7 +165,6 @@ def write_rows(
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file with a heading. Raises Refused."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     except (OSError, ValueError, csv.Error) as error:
         raise Refused(f"cannot read {path}: {error}: remove it, it is then written anew") from None

@@ -89,7 +89,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[float, list[fl
         started = time.perf_counter()
         console.step_losses(epoch, history[-1].step, losses)
         console.show_epoch(history[-1], history)
-        report.epoch(history, tested, losses, nn.Linear(2, 2), snapshot=True, last=False)
+        report.epoch(history, tested, losses, nn.Linear(2, 2), best=True, snapshot=True, last=False)
         epochs.append(time.perf_counter() - started)
     report.close()
     return steps, epochs

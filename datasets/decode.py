@@ -2,12 +2,18 @@
 
 The window comes first: the header tells the size, a JPEG that is far too large is decoded at a
 reduced scale, and only the window is resized, with the antialiasing filter reaching over its border
-as if the whole image had been resized. EXIF orientation is ignored: pixels are taken as they are
-stored, as torchvision and timm do.
+as if the whole image had been resized. EXIF orientation is ignored, as torchvision and timm do,
+unless it is asked for: sizes and windows are then those of the turned image.
+
+A decoder's doubts about the pixels (cut, corrupt data) make an image bad; those about its metadata
+do not.
 """
 
+import contextlib
 import io
+import re
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
@@ -20,13 +26,37 @@ from base.errors import OverLimit
 from transforms import Window
 
 JPEG = b"\xff\xd8\xff"
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+PNG = b"\x89PNG\r\n\x1a\n"
+# Pillow's names. Of GIF and TIFF the first frame is taken.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# What libjpeg warns of without a doubt about a pixel: jerror.h's JWRN_NOT_SEQUENTIAL,
+# JWRN_JFIF_MAJOR, JWRN_BOGUS_ICC, JWRN_EXTRANEOUS_DATA and JWRN_ADOBE_XFORM.
+HARMLESS = (
+    "Invalid SOS parameters",
+    "unknown JFIF revision",
+    "bad ICC marker",
+    "extraneous bytes",
+    "Unknown Adobe color transform",
+)
+# Of the EXIF standard (CIPA DC-008): where the stored first row and column are to be seen.
+ORIENTATION = 0x0112
+# Its value -> the direction in which rows and columns are stored; from 5 on the two are swapped.
+_STORED_FROM = {
+    1: (1, 1),
+    2: (1, -1),
+    3: (-1, -1),
+    4: (-1, 1),
+    5: (1, 1),
+    6: (-1, 1),
+    7: (-1, -1),
+    8: (1, -1),
+}
 # Of an image: 600 MB when decoded.
 MAX_PIXELS = 200_000_000
 
 
-def size(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return width and height in pixels from the file's header.
+def size(data: bytes, most: int = MAX_PIXELS, *, turn: bool = False) -> tuple[int, int]:
+    """Return width and height in pixels from the file's header; turn: as EXIF says.
 
     Raises ValueError with the reason; OverLimit for more than `most` pixels.
     """
@@ -34,13 +64,46 @@ def size(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
         if data.startswith(JPEG):
             height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
         else:
-            with _open(data) as image:
+            with _lenient(), _open(data) as image:
                 width, height = image.size
     except Exception as error:  # decoders raise anything on strange bytes; each means the same
         raise ValueError(_reason(error, data)) from None
     if width * height > most:
         raise OverLimit(f"{width} x {height} pixels are more than the {most} allowed", "pixels")
-    return width, height
+    # Orientations from 5 on lie on their side.
+    return (height, width) if turn and orientation(data) >= 5 else (width, height)
+
+
+def orientation(data: bytes) -> int:
+    """Return the EXIF orientation, 1 (as stored) to 8; 1 where there is none that can be read."""
+    # Most files have none at all, which is seen at once.
+    if data.startswith(JPEG) and b"Exif\0\0" not in data[: 1 << 17]:
+        return 1
+    try:
+        with _lenient(), _open(data) as image:
+            # Pillow turns a TIFF as it reads it, whose tags are no metadata.
+            value = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
+    except Exception:  # spoilt metadata says nothing
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def with_orientation(jpeg: bytes, value: int) -> bytes:
+    """Return a JPEG that carries an EXIF orientation, in a segment of its own after the first
+    marker.
+    """
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    content = exif.tobytes()
+    content = content if content.startswith(b"Exif") else b"Exif\0\0" + content
+    return jpeg[:2] + b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content + jpeg[2:]
+
+
+def turned(image: np.ndarray, value: int) -> np.ndarray:
+    """Return stored pixels, (H, W, 3), as they are to be seen."""
+    rows, columns = _STORED_FROM[value]
+    image = image[::rows, ::columns]
+    return np.ascontiguousarray(image.transpose(1, 0, 2) if value >= 5 else image)
 
 
 def kind(data: bytes) -> str:
@@ -48,14 +111,14 @@ def kind(data: bytes) -> str:
     if data.startswith(JPEG):
         return "JPEG"
     try:
-        with _open(data) as image:
+        with _lenient(), _open(data) as image:
             return str(image.format)
     except Exception as error:
         raise ValueError(_reason(error, data)) from None
 
 
-def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
-    """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most.
+def pixels(data: bytes, reduce: int = 1, *, turn: bool = False) -> np.ndarray:
+    """Decode to (H, W, 3) uint8 RGB, at 1/reduce of the scale at most; turn: as EXIF says.
 
     Raises ValueError with the reason.
 
@@ -63,29 +126,29 @@ def pixels(data: bytes, reduce: int = 1) -> np.ndarray:
     alpha is dropped, 16-bit greys are divided by 257.
     """
     try:
-        if data.startswith(JPEG):
-            decoded = _jpeg(data, reduce)
-            if decoded is not None:
-                return decoded
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            # A decoder's doubts about the content are errors; that alpha is dropped is meant.
-            warnings.simplefilter("error", UserWarning)
-            warnings.filterwarnings("ignore", "Palette images with Transparency")
-            with _open(data) as image:
-                return _to_rgb(image)
+        decoded = _jpeg(data, reduce) if data.startswith(JPEG) else None
+        if decoded is None:
+            with _lenient(), _open(data) as image:
+                decoded = _to_rgb(image)
     except Exception as error:
         raise ValueError(_reason(error, data)) from None
+    value = orientation(data) if turn else 1
+    return turned(decoded, value) if value > 1 else decoded
 
 
 def read_windows(
-    data: bytes, boxes: np.ndarray, window: Window, *, interpolation: str = "bilinear"
+    data: bytes,
+    boxes: np.ndarray,
+    window: Window,
+    *,
+    interpolation: str = "bilinear",
+    turn: bool = False,
 ) -> Tensor:
     """Return parts of one image, resized.
 
-    boxes: one row of the window's, (4,) left, top, right, bottom in pixels of the stored image ->
-    (3, S, S) uint8; or (parts, 4), all of one size -> (parts, 3, S, S). Raises ValueError with the
-    reason.
+    boxes: one row of the window's, (4,) left, top, right, bottom in pixels of the image as `size`
+    has it -> (3, S, S) uint8; or (parts, 4), all of one size -> (parts, 3, S, S); turn: as EXIF
+    says. Raises ValueError with the reason.
     """
     rows = boxes.reshape(-1, 4)
     left, top, right, bottom = rows[0]
@@ -96,9 +159,9 @@ def read_windows(
     while reduce < 8 and scale >= 2 * reduce * window.headroom:
         reduce *= 2
 
-    image = pixels(data, reduce)
+    image = pixels(data, reduce, turn=turn)
     if reduce > 1:
-        width, height = size(data)
+        width, height = size(data, turn=turn)
         rows = rows * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
 
     # No copy: (H, W, 3) memory seen as (1, 3, H, W).
@@ -113,8 +176,24 @@ def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
     if space in ("CMYK", "YCCK"):
         return None
     least = (-(-height // reduce), -(-width // reduce)) if reduce > 1 else (0, 0)
+
+    def decode(content: bytes) -> np.ndarray:
+        return simplejpeg.decode_jpeg(content, min_height=least[0], min_width=least[1])
+
     try:
-        return simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1])
+        return decode(data)
+    except ValueError as error:
+        if not any(words in str(error) for words in HARMLESS):
+            raise
+    return _past_harmless(data, decode)
+
+
+def _past_harmless(data: bytes, decode: Callable[[bytes], np.ndarray]) -> np.ndarray | None:
+    """Decode a JPEG whose header is doubted, without what raises the doubt: what is said of the
+    pixels then counts.
+    """
+    try:
+        return decode(_plain_jpeg(data))
     except ValueError as error:
         # Stray bytes between two parts hurt nothing; Pillow refuses a file that was cut.
         if "extraneous bytes" in str(error):
@@ -122,13 +201,78 @@ def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:
         raise
 
 
+# A marker in the data of a scan: no stuffed 0xff, no restart, no fill byte.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_SOS, _SOF0, _SOF1, _APP0, _APP14, _COMMENT, _END = 0xDA, 0xC0, 0xC1, 0xE0, 0xEE, 0xFE, 0xD9
+
+
+def _plain_jpeg(data: bytes) -> bytes:
+    """Return a JPEG with plain headers: JFIF 1.1, a sequential scan's parameters as the standard
+    (ITU T.81, B.2.3) has them, and no metadata.
+    """
+    parts, at, sequential = [data[:2]], 2, False
+
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _END:
+        if data[at + 1] == 0xFF:
+            # A fill byte before a marker.
+            at += 1
+            continue
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = bytearray(data[at : at + 2 + length])
+        at += len(segment) if length >= 2 else len(data)
+        sequential |= marker in (_SOF0, _SOF1)
+        if marker == _APP0 and segment[4:9] == b"JFIF\0":
+            segment[9:11] = b"\x01\x01"
+        if marker == _SOS and sequential:
+            # The first and the last coefficient, and no successive approximation.
+            segment[-3:] = b"\x00\x3f\x00"
+        if not (_APP0 < marker < _APP14 or marker in (_APP14 + 1, _COMMENT)):
+            parts.append(bytes(segment))
+        if marker == _SOS:
+            found = _MARKER.search(data, at)
+            end = found.start() if found else len(data)
+            parts.append(data[at:end])
+            at = end
+
+    return b"".join([*parts, data[at:]])
+
+
+@contextlib.contextmanager
+def _lenient() -> Iterator[None]:
+    """Let Pillow's warnings pass, which are of metadata; of pixels it raises errors. That alpha is
+    dropped is meant.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _open(data: bytes) -> Image.Image:
     # Pillow's own limit is lower than ours, which `size` has checked.
     Image.MAX_IMAGE_PIXELS = None
+    if data.startswith(PNG):
+        data = _plain_png(data)
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
+def _plain_png(data: bytes) -> bytes:
+    """Return a PNG without text and colour profile, which Pillow would refuse a whole image for."""
+    parts, at, dropped = [data[:8]], 8, False
+
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            dropped = True
+        else:
+            parts.append(data[at:end])
+        at = end
+
+    return b"".join(parts) if dropped else data
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64) // 257
         return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[:, :, None], 3, 2)
@@ -139,5 +283,5 @@ def _reason(error: Exception, data: bytes) -> str:
     if not data:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        return f"not a JPEG, PNG, WebP or BMP image (it starts with {data[:8]!r})"
+        return f"not a JPEG, PNG, WebP, BMP, GIF or TIFF image (it starts with {data[:8]!r})"
     return str(error).strip().replace("\n", " ") or type(error).__name__

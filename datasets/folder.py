@@ -1,12 +1,13 @@
 """A folder of images: data_dir/train/<class>/* and data_dir/val/<class>/* (or test/), and ImageNet
 in that form.
 
-The rule: a class is a folder directly below train or val, classes are sorted by name. Its images
-are all files below it, however deep, that end in .jpg, .jpeg, .png, .webp or .bmp in any case.
-Hidden files and folders (a leading dot) and __MACOSX are left out.
+The rules stand in docs/datasets.md, "A folder of your own". In short: a class is a folder directly
+below a part, its name in Unicode's composed form; its images are all files below it that have an
+image's ending; what is left out is counted.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,12 +16,20 @@ import numpy as np
 from base.errors import Refused
 from base.randomness import key
 from datasets import listing
-from datasets.images import FileImages, Names
+from datasets.images import FileImages, composed
 from datasets.split import split
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-PARTS = {"train": ("train",), "test": ("val", "test")}
-SETS = ("train", "val", "test")
+ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
+    *(".webp", ".bmp", ".gif", ".tif", ".tiff"),
+)
+# What systems and tools put beside photographs. Hidden folders are left out too.
+SYSTEMS = {"@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"}
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+# Part -> names of its folder, in lower case, in the order in which they are looked for. other: what
+# is not tested on where there are both.
+PARTS = {"train": (TRAIN,), "test": (VAL, TEST), "other": (TEST,)}
+PART_NAMES = {*TRAIN, *VAL, *TEST}
 IMAGENET_PLACES = ("./data/ilsvrc2012", "~/.cache/multi-gpu-torch/ilsvrc2012")
 
 
@@ -36,51 +45,67 @@ def open_folder(
 ) -> FileImages:
     """Open one part of a folder.
 
-    classes: those of the training part, whose numbers a test part then takes.
+    part: "train", "test", "other" (test/ where val/ is tested on), or "all": the class folders of
+    data_dir itself where it has no parts, else as "test".
 
-    val_share: data_dir holds the class folders themselves, of which this share is tested on
-    (`datasets.split`); seed and split_file belong to it. index: a folder that keeps listings.
-    Raises Refused where the folder, a class or its images are missing.
+    classes: those of the training part, whose numbers a test part then takes. val_share: the share
+    of the training images that is tested on (`datasets.split`), where there is no test part; seed
+    and split_file belong to it. index: a folder that keeps listings. Raises Refused where the
+    folder, a class or its images are missing.
     """
     if data_dir is None:
         needed = "a folder with train/<class>/* and val/<class>/* is needed"
         raise Refused(needed, limit="data_dir")
     if not Path(data_dir).is_dir():
         raise Refused(f"there is no folder {data_dir}")
+    # Two folders for one part are refused whichever part is asked for.
+    for other in PARTS:
+        find_part(data_dir, other)
     if val_share is not None:
-        return _side_of(data_dir, part, val_share, seed, split_file)
+        return _side_of(data_dir, part, val_share, seed, split_file, index, classes)
 
-    root = find_part(data_dir, part)
+    root = find_part(data_dir, "test" if part == "all" else part)
+    if root is None and part == "all" and find_part(data_dir, "train") is None:
+        root = unwrapped(data_dir)
     if root is None:
-        names = " or ".join(f"{name}/" for name in PARTS[part])
-        wanted = f"put images in {data_dir}/{PARTS[part][0]}/<class>/"
-        limit = "no split" if part == "train" else ""
-        raise Refused(f"{data_dir} has no folder {names}: {wanted}", limit=limit)
-
-    # Images beside train/ would be left out without a word.
-    for name in class_folders(data_dir):
-        if name in SETS or next(image_files(os.path.join(data_dir, name), name), None) is None:
-            continue
-        both = f"both {os.path.basename(root)}/ and images in {name}/"
-        raise Refused(f"{data_dir} holds {both}: move one of them away")
-
+        raise _no_part(data_dir, part)
     return list_images(root, classes, index, within=data_dir)
 
 
+def _no_part(data_dir: str, part: str) -> Refused:
+    """Return the error for a part that is not there."""
+    if part == "all":
+        part = "test"
+    names = " or ".join(f"{name[0]}/" for name in PARTS[part])
+    found = f"{data_dir} has no folder {names} with class folders"
+    flat = [f"{name}/" for name in folders_in(unwrapped(data_dir)) if name.lower() in PART_NAMES]
+    if flat:
+        found += f" (in {', '.join(flat)} images lie side by side)"
+    wanted = f"put images in {data_dir}/{PARTS[part][0][0]}/<class>/"
+    return Refused(f"{found}: {wanted}", limit="" if part == "other" else "no split")
+
+
 def _side_of(
-    data_dir: str, part: str, share: float, seed: int, split_file: Path | None
+    data_dir: str,
+    part: str,
+    share: float,
+    seed: int,
+    split_file: Path | None,
+    index: Path | None,
+    classes: list[str] | None,
 ) -> FileImages:
-    """Open one side of a split of the class folders in data_dir."""
-    if find_part(data_dir, "train") or find_part(data_dir, "test"):
-        message = f"{data_dir} has a split of its own, train/ and val/"
+    """Open one side of a split of train/, or of the class folders in data_dir."""
+    tested = find_part(data_dir, "test")
+    if tested:
+        message = f"{data_dir} has a split of its own, {os.path.basename(tested)}/"
         raise Refused(message, limit="own split")
 
-    images = list_images(data_dir, None)
-    names = list(images.names)
-    test = split(names, images.labels, share, seed, split_file)
-    chosen = np.flatnonzero(test if part == "test" else ~test)
-    own = Names([names[index] for index in chosen])
-    return FileImages(own, images.labels[chosen], images.classes, data_dir)
+    root = find_part(data_dir, "train") or unwrapped(data_dir)
+    # The classes of both sides: one may lack some.
+    images = list_images(root, classes, index, within=data_dir)
+    test = split(images, share, seed, split_file)
+    chosen = np.flatnonzero(test if part in ("test", "all") else ~test)
+    return images.chosen(chosen)
 
 
 def ilsvrc2012(
@@ -94,107 +119,269 @@ def ilsvrc2012(
     """Open ImageNet as a folder. Raises Refused, with the ways to get it, where there is none."""
     places = [data_dir] if data_dir else [os.path.expanduser(p) for p in IMAGENET_PLACES]
     for place in places:
-        root = find_part(place, part)
+        root = find_part(place, "test" if part == "all" else part)
         if root is not None:
             return list_images(root, classes, index, within=place)
 
-    looked = " and ".join(f"{place}/{PARTS[part][0]}" for place in places)
+    names = PARTS["test" if part == "all" else part][0][0]
+    looked = " and ".join(f"{place}/{names}" for place in places)
     wanted = "put its images in DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG"
     raise Refused(f"no ImageNet found, looked in {looked}: {wanted}", limit="no ImageNet")
 
 
 def find_part(data_dir: str, part: str) -> str | None:
-    """Return the folder of one part, None where there is none."""
-    for name in PARTS[part]:
-        if Path(data_dir, name).is_dir():
-            return os.path.join(data_dir, name)
+    """Return the folder of one part, None where there is none. Raises Refused for two."""
+    root = unwrapped(data_dir)
+    if not os.path.isdir(root):
+        return None
+    folders = folders_in(root)
+    for names in PARTS[part]:
+        found = [
+            name for name in folders if name.lower() in names and is_part(os.path.join(root, name))
+        ]
+        if len(found) > 1:
+            both = " and ".join(f"{name}/" for name in found)
+            raise Refused(f"{root} has {both} for the same images: move one of them away")
+        if found:
+            return _innermost(os.path.join(root, found[0]), names)
     return None
 
 
+def _innermost(path: str, names: tuple[str, ...]) -> str:
+    """Pass through a part that holds nothing but a part of the same name."""
+    inner = folders_in(path)
+    while len(inner) == 1 and inner[0].lower() in names and is_part(os.path.join(path, inner[0])):
+        path = os.path.join(path, inner[0])
+        inner = folders_in(path)
+    return path
+
+
+def is_part(path: str) -> bool:
+    """True for a folder with class folders; one with images and none below is a class itself."""
+    inner = folders_in(path)
+    if not inner or not _holds_images(path):
+        return bool(inner)
+    return any(has_images(os.path.join(path, name)) for name in inner)
+
+
+def unwrapped(data_dir: str) -> str:
+    """Return the folder in which parts or classes lie: one folder around everything is passed
+    through.
+    """
+    seen = set()
+    while os.path.isdir(data_dir) and os.path.realpath(data_dir) not in seen:
+        seen.add(os.path.realpath(data_dir))
+        folders = folders_in(data_dir)
+        if len(folders) != 1 or _holds_images(data_dir):
+            break
+        inner = os.path.join(data_dir, folders[0])
+        if not _holds_parts(inner):
+            is_alone = folders[0].lower() in PART_NAMES and is_part(inner)
+            # A part alone, or a class alone.
+            if is_alone or not folders_in(inner) or _holds_images(inner):
+                break
+        data_dir = inner
+    return data_dir
+
+
+def _holds_parts(path: str) -> bool:
+    """True where a part lies directly in `path`."""
+    return any(
+        name.lower() in PART_NAMES and is_part(os.path.join(path, name))
+        for name in folders_in(path)
+    )
+
+
+def left_alone(data_dir: str) -> list[str]:
+    """Return the folders beside the parts in use that hold images, which nobody reads."""
+    root = unwrapped(data_dir)
+    used = [find_part(data_dir, part) for part in ("train", "test")]
+    if not any(used):
+        return []
+    taken = [os.path.realpath(path) for path in used if path]
+    others = [os.path.join(root, name) for name in folders_in(root)]
+    return [
+        os.path.basename(path)
+        for path in others
+        if not any(f"{part}/".startswith(f"{os.path.realpath(path)}/") for part in taken)
+        and has_images(path)
+    ]
+
+
 def list_images(
-    root: str, classes: list[str] | None, index: Path | None = None, within: str = ""
+    root: str,
+    classes: list[str] | None,
+    index: Path | None = None,
+    within: str = "",
 ) -> FileImages:
     """List the images of all class folders below `root`.
 
-    index: a folder that keeps listings; within: of FileImages.
+    classes: names whose numbers the labels are, of which some may have no image here; index: a
+    folder that keeps listings; within: of FileImages.
 
     Raises Refused.
     """
-    found = class_folders(root)
-    _refuse_classes(found, classes, root)
+    left_out: Counter[str] = Counter()
+    found = class_folders(root, left_out)
+    _refuse_classes(list(found), classes, root)
     kept = None
     if index is not None:
         kept = index / f"index-{key(os.path.realpath(root)):016x}.npz"
 
-    def scan(name: str, scanned: listing.Scanned) -> list[str]:
-        return sorted(image_files(os.path.join(root, name), name, scanned=scanned))
+    def scan(folders: str, record: listing.Scan) -> list[str]:
+        return sorted(
+            name
+            for folder in folders.split("/")
+            for name in image_files(os.path.join(root, folder), folder, scan=record)
+        )
 
-    listed = listing.list_classes(root, found, scan, kept)
+    # One class may have two folders, called the same in two of Unicode's forms.
+    joined = ["/".join(folders) for folders in found.values()]
+    listed = listing.list_classes(root, joined, scan, kept)
+    for counts in listed.left_out:
+        left_out.update(counts)
+
     empty = np.flatnonzero(listed.counts == 0)
-    if len(empty):
-        name = os.path.join(root, found[empty[0]])
-        raise Refused(f"{name} has no image ({', '.join(ENDINGS)}): add some or remove it")
+    if len(empty) and classes is None:
+        name = os.path.join(root, joined[empty[0]])
+        inside = listing.told(listed.left_out[empty[0]])
+        raise Refused(f"{name} has no image ({', '.join(ENDINGS)}){inside}: add some or remove it")
 
-    classes = found if classes is None else list(classes)
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = np.repeat(np.array([numbers[name] for name in found], np.int64), listed.counts)
-    return FileImages(listed.names, labels, classes, root, within=within)
+    every = list(found) if classes is None else list(classes)
+    numbers = {composed(name): label for label, name in enumerate(every)}
+    own = np.array([numbers[name] for name in found], np.int64)
+    labels = np.repeat(own, listed.counts)
+    images = FileImages(listed.names, labels, every, root, within=within, left_out=left_out)
+    if kept is not None and images.facts.missing and listed.was_kept:
+        # Files were removed although their folder seems unchanged: it is listed anew.
+        kept.unlink(missing_ok=True)
+        return list_images(root, classes, index, within)
+    return images
 
 
 def _refuse_classes(found: list[str], classes: list[str] | None, root: str) -> None:
     """Raise Refused for class folders that cannot be trained on, or that training lacks."""
     if not found:
         raise Refused(f"{root} has no class folders: put images in {root}/<class>/")
-    if len(found) < 2 and classes is None:
-        raise Refused(f"{root} has one class only, '{found[0]}': a classifier needs at least 2")
+    if classes is None:
+        _refuse_few(found, root)
 
     # One folder on some disks, two on others.
-    seen: dict[str, str] = {}
+    twins: dict[str, list[str]] = {}
     for name in found:
-        other = seen.setdefault(name.casefold(), name)
-        if other != name:
-            pair = f"'{other}' and '{name}'"
-            raise Refused(f"{root} has classes {pair}, which differ in case only: rename one")
+        twins.setdefault(name.casefold(), []).append(name)
+    same = [f"'{name}'" for names in twins.values() if len(names) > 1 for name in names]
+    if same:
+        names = ", ".join(same)
+        raise Refused(f"{root} has classes {names}, which differ in case only: rename them")
 
-    unknown = sorted(set(found) - set(classes)) if classes is not None else []
+    known = {composed(name) for name in classes or found}
+    unknown = [name for name in found if name not in known]
     if unknown:
-        more = f"'{unknown[0]}' ({len(unknown)} such)"
-        raise Refused(f"{root} has a class that training lacks: {more}")
+        shown = ", ".join(f"'{name}'" for name in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        some = ", ".join(f"'{name}'" for name in sorted(known)[:5])
+        raise Refused(
+            f"{root} has {'a class' if len(unknown) == 1 else 'classes'} that training lacks: "
+            f"{shown}{more}; it knows {some}{', ...' if len(known) > 5 else ''}"
+        )
 
 
-def class_folders(root: str) -> list[str]:
-    """Return the sorted names of the class folders directly below `root`."""
+def _refuse_few(found: list[str], root: str) -> None:
+    if len(found) < 2:
+        raise Refused(f"{root} has one class only, '{found[0]}': a classifier needs at least 2")
+    # In a part they are classes; side by side they are parts whose images nobody has sorted.
+    is_inside = os.path.basename(root).lower() in PART_NAMES
+    if not is_inside and all(name.lower() in PART_NAMES for name in found):
+        names = " and ".join(f"{name}/" for name in found)
+        raise Refused(f"{root} has images side by side in {names}: put them in <class>/ folders")
+
+
+def class_folders(root: str, left_out: Counter[str] | None = None) -> dict[str, list[str]]:
+    """Return the classes below `root`, sorted, each with the names of its folders.
+
+    left_out: gets what lies beside them.
+    """
+    classes: dict[str, list[str]] = {}
+    for name in folders_in(root, left_out):
+        classes.setdefault(composed(name), []).append(name)
+    return dict(sorted(classes.items()))
+
+
+def folders_in(root: str, left_out: Counter[str] | None = None) -> list[str]:
+    """Return the sorted names of the folders directly below `root` that are anyone's own.
+
+    left_out: gets what else is there.
+    """
+    left_out = Counter() if left_out is None else left_out
+    names = []
     with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if _is_folder(e) and not left_out(e.name))
+        for entry in entries:
+            is_folder = _is_folder(entry)
+            if is_folder and not is_system(entry.name):
+                names.append(entry.name)
+            else:
+                kind = kind_left_out(entry.name, is_folder)
+                left_out[kind or "beside the classes"] += 1
+    return sorted(names)
 
 
 def image_files(
     path: str,
     relative: str,
     above: tuple[str, ...] = (),
-    scanned: listing.Scanned | None = None,
+    scan: listing.Scan | None = None,
 ) -> Iterator[str]:
     """Yield the images below `path`, as paths that begin with `relative`, in no order.
 
     Raises Refused for a loop.
 
-    scanned: gets every folder that is scanned, as it is called in the paths, with its mtime.
+    scan: gets every folder that is scanned, as it is called in the paths, and what is left out.
     """
     # Only a folder above itself is a loop; two links to one folder are not.
     real = os.path.realpath(path)
     if real in above:
         raise Refused(f"{path} is a link to a folder above it: remove it")
-    if scanned is not None:
-        scanned.append((relative, listing.stamp(path)))
+    if scan is not None:
+        scan.folders.append((relative, listing.stamp(path)))
     with os.scandir(path) as entries:
         for entry in entries:
-            if left_out(entry.name):
-                continue
+            is_folder = _is_folder(entry)
+            kind = kind_left_out(entry.name, is_folder)
             name = f"{relative}/{entry.name}"
-            if _is_folder(entry):
-                yield from image_files(entry.path, name, (*above, real), scanned)
-            elif entry.name.lower().endswith(ENDINGS):
+            if kind:
+                if scan is not None:
+                    scan.left_out[kind] += 1
+            elif is_folder:
+                yield from image_files(entry.path, name, (*above, real), scan)
+            else:
                 yield name
+
+
+def has_images(path: str) -> bool:
+    """True where an image lies below `path`, however deep."""
+    return next(image_files(path, "."), None) is not None
+
+
+def _holds_images(path: str) -> bool:
+    """True where an image lies directly in `path`."""
+    with os.scandir(path) as entries:
+        return any(not _is_folder(e) and not kind_left_out(e.name, False) for e in entries)
+
+
+def kind_left_out(name: str, is_folder: bool) -> str:
+    """Return what a file or folder of this name is counted as if left out, "" where it is not."""
+    if is_folder:
+        return f"{name}/" if is_system(name) else ""
+    if name.startswith("."):
+        return "hidden"
+    ending = os.path.splitext(name)[1].lower()
+    return "" if ending in ENDINGS else ending or "without ending"
+
+
+def is_system(name: str) -> bool:
+    """True for a folder that is hidden, or a system's own."""
+    return name.startswith(".") or name in SYSTEMS
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -202,7 +389,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it says so
         return False
-
-
-def left_out(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"

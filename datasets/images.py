@@ -3,16 +3,23 @@ an image.
 """
 
 import csv
+import dataclasses
+import functools
+import hashlib
+import io
 import os
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from base.errors import OverLimit, Refused
+from base.files import read_text
+from base.text import listed
 from datasets import decode
 
 
@@ -91,13 +98,30 @@ class Limits:
     links: bool = False
 
 
+# Images whose size and time are looked at: of more, so many evenly spread ones.
+MAX_LOOKED_AT = 100_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What tells that files changed: size in bytes and mtime in nanoseconds, (N,) int64.
+
+    -1 where a file is missing or, among more than 100,000, was not looked at. missing: how many.
+    """
+
+    sizes: np.ndarray
+    times: np.ndarray
+    missing: int
+
+
 @dataclass
 class FileImages:
     """One file an image.
 
     names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names.
 
-    within: a folder above `where` that links may lead through too; "": `where` alone.
+    within: a folder above `where` that links may lead through too; "": `where` alone. left_out:
+    files and folders that are no images, by kind. turn: as EXIF's orientation says.
     """
 
     names: Sequence[str]
@@ -106,6 +130,8 @@ class FileImages:
     where: str
     limits: Limits = Limits()
     within: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
+    turn: bool = False
     # Folders of images that were found to lie inside.
     inside: set[str] = field(default_factory=set, repr=False)
 
@@ -114,6 +140,34 @@ class FileImages:
 
     def path(self, index: int) -> str:
         return os.path.join(self.where, self.names[index])
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """Sizes and times of the files as they are now."""
+        sizes = np.full(len(self), -1, np.int64)
+        times = sizes.copy()
+        missing = 0
+        looked_at = min(len(self), MAX_LOOKED_AT)
+        for index in np.linspace(0, len(self) - 1, looked_at).astype(np.int64).tolist():
+            try:
+                status = os.stat(self.path(index))
+            except OSError:
+                missing += 1
+                continue
+            sizes[index], times[index] = status.st_size, status.st_mtime_ns
+        return Facts(sizes, times, missing)
+
+    def chosen(self, indices: np.ndarray) -> "FileImages":
+        """Return some of the images, (n,) indices, in this order."""
+        names = Names([self.names[index] for index in indices])
+        part = dataclasses.replace(self, names=names, labels=self.labels[indices], inside=set())
+        facts = self.facts
+        part.facts = Facts(facts.sizes[indices], facts.times[indices], facts.missing)
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers need neither; facts of a million files would be copied to each.
+        return {name: value for name, value in self.__dict__.items() if name != "facts"}
 
     def read(self, index: int) -> bytes:
         """Return the file's bytes. Raises OSError, ValueError where it may not be read."""
@@ -145,7 +199,7 @@ class FileImages:
         Raises OSError, ValueError as `read`.
         """
         content = self.read(index)
-        return content, decode.size(content, self.limits.pixels)
+        return content, decode.size(content, self.limits.pixels, turn=self.turn)
 
     def _stay_inside(self, path: str) -> None:
         """Raise OverLimit where a link leads from the images' folder to outside of it."""
@@ -164,6 +218,38 @@ def _below(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
+def files_key(images: FileImages, indices: np.ndarray) -> str:
+    """Return a hash of the sizes and times of these files, (n,) indices, as they are now."""
+    facts = []
+    for index in indices.tolist():
+        try:
+            status = os.stat(images.path(index))
+        except OSError:
+            facts.append((0, 0))
+        else:
+            facts.append((status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(np.array(facts, np.int64).tobytes()).hexdigest()
+
+
+# Files whose headers are read to say how many carry a turn, evenly spread, of each side.
+LOOKED_AT = 250
+
+
+def turns(sides: Sequence[FileImages]) -> tuple[int, int]:
+    """Return how many files were looked at, and how many of these carry an EXIF turn."""
+    looked_at = carrying = 0
+    for images in sides:
+        count = min(len(images), LOOKED_AT)
+        for index in np.linspace(0, len(images) - 1, count).astype(np.int64).tolist():
+            try:
+                content = images.read(index)
+            except (OSError, ValueError):  # a bad image is named where it is read for good
+                continue
+            looked_at += 1
+            carrying += decode.orientation(content) > 1
+    return looked_at, carrying
+
+
 def display_names(images: ArrayImages | FileImages) -> list[str]:
     """Return what classes are called where they are shown.
 
@@ -174,13 +260,35 @@ def display_names(images: ArrayImages | FileImages) -> list[str]:
     for place in (images.where, os.path.dirname(os.path.abspath(images.where))):
         try:
             path = os.path.join(place, "classes.csv")
-            with open(path, newline="", encoding="utf-8") as file:
-                words = {row["class"]: row["words"] for row in csv.DictReader(file)}
+            rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+            words = {row["class"]: row["words"] for row in rows}
         except (OSError, KeyError, ValueError, csv.Error):
             continue
         return [f"{name} {words[name]}" if words.get(name) else name for name in images.classes]
 
     return images.classes
+
+
+def relabelled(
+    images: "ArrayImages | FileImages", classes: list[str]
+) -> "ArrayImages | FileImages":
+    """Return images whose labels are numbers of these classes, which have the same names in another
+    order or form, or more of them. Raises Refused for a class that is not among them.
+    """
+    numbers = {composed(name): label for label, name in enumerate(classes)}
+    unknown = [name for name in images.classes if composed(name) not in numbers]
+    if unknown:
+        raise Refused(
+            f"{images.where} has classes that the weights lack: {listed(unknown)}; they know "
+            f"{listed(classes)}"
+        )
+    own = np.array([numbers[composed(name)] for name in images.classes], np.int64)
+    return dataclasses.replace(images, labels=own[images.labels], classes=classes)
+
+
+def composed(name: str) -> str:
+    """Return a name in the form in which names are compared: disks differ in how they store it."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], where: str) -> None:

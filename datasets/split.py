@@ -1,74 +1,173 @@
 """Training and test images of a folder that has no split of its own: keyed, stratified, and stable.
 
-In each class the images with the smallest hash of their name are tested on. A split that was made
-is kept in a file: an image in it stays on its side, and only new ones are dealt out, so that each
-class keeps its share within one image.
+In each class the images with the smallest hash of their content are tested on. A split that was
+made is kept in a file: an image in it stays on its side, wherever it is moved to and whatever it is
+called then, and only new ones are dealt out, so that each class keeps its share within one image.
+Copies of an image lie on one side.
 """
 
 import csv
+import hashlib
+import io
 import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from base.errors import Refused
-from base.files import whole_file
+from base.files import read_text, whole_file
 from base.randomness import key
+from datasets.images import FileImages
 
 TRAIN, TEST = "train", "test"
 MEND = "remove it, the split is then made anew"
+# Of the rows: after these, each image's size, mtime and SHA-256, which older files lack.
+HEADING = ["side", "image"]
+MORE = ["bytes", "mtime_ns", "sha256"]
+THREADS = 8
 
 
-def split(
-    names: list[str], labels: np.ndarray, share: float, seed: int, kept: Path | None
-) -> np.ndarray:
+@dataclass(frozen=True)
+class Known:
+    """What a kept split says of one image. digest: "" in an older file."""
+
+    side: str
+    size: int = -1
+    time: int = -1
+    digest: str = ""
+
+
+def split(images: FileImages, share: float, seed: int, kept: Path | None) -> np.ndarray:
     """Return (N,) bool: True for the images to test on.
 
-    names: relative paths, (N,); labels: (N,); share: of each class that is tested on, in (0, 1);
-    kept: the CSV file of the split, read where it is there and written where anything is new.
-    Raises Refused for a class with one image.
+    share: of each class that is tested on, in (0, 1); kept: the CSV file of the split, read where
+    it is there and written where anything is new. Raises Refused for a class with one image.
     """
     before = read(kept, share) if kept is not None else {}
-    test = np.zeros(len(names), bool)
+    names = list(images.names)
+    digests = _digests(images, names, before)
+    by_digest = {known.digest: known.side for known in before.values() if known.digest}
+    sides: dict[int, str] = {}
+    for index, (name, digest) in enumerate(zip(names, digests, strict=True)):
+        known = before.get(name)
+        if known and known.digest in ("", digest):
+            sides[index] = known.side
+        elif digest in by_digest:
+            # A file that took another's name is that other image.
+            sides[index] = by_digest[digest]
+        elif known:
+            sides[index] = known.side
 
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label in np.unique(images.labels):
+        members = np.flatnonzero(images.labels == label).tolist()
         if len(members) < 2:
             least = "at least 2 are needed, one to test on"
             raise Refused(f"the class of {names[members[0]]} has 1 image: {least}")
         wanted = min(len(members) - 1, max(1, round(share * len(members))))
-        old = [index for index in members if before.get(names[index]) == TEST]
-        new = [index for index in members if names[index] not in before]
-        new.sort(key=lambda index: key(seed, names[index]))
-        test[[*old, *new[: max(0, wanted - len(old))]]] = True
+        _deal(members, digests, sides, wanted, seed)
 
-    if kept is not None and any(name not in before for name in names):
-        write(kept, names, test, share)
+    test = np.array([sides[index] == TEST for index in range(len(names))], bool)
+    # What is gone for now may come back.
+    present = {"", *digests}
+    rows = {name: known for name, known in before.items() if known.digest not in present}
+    for index, name in enumerate(names):
+        rows[name] = Known(sides[index], *_facts(images, index), digests[index])
+    if kept is not None and rows != before:
+        write(kept, rows, share)
     return test
 
 
-def read(path: Path, share: float) -> dict[str, str]:
-    """Return each image's side, of a split with the same share; nothing where there is none."""
+def _deal(
+    members: list[int], digests: list[str], sides: dict[int, str], wanted: int, seed: int
+) -> None:
+    """Give each of a class's images that has none a side, so that `wanted` are tested on."""
+    tested = sum(sides.get(index) == TEST for index in members)
+    new = [index for index in members if index not in sides]
+    dealt = {digests[index]: side for index, side in sides.items()}
+
+    copies = Counter(digests[index] for index in members)
+
+    for index in sorted(new, key=lambda index: key(seed, digests[index])):
+        # Something is left to train on, were all of a class one image and its copies.
+        free = tested < wanted and tested + copies[digests[index]] < len(members)
+        side = dealt.get(digests[index]) or (TEST if free else TRAIN)
+        tested += side == TEST
+        sides[index] = dealt[digests[index]] = side
+
+
+def _facts(images: FileImages, index: int) -> tuple[int, int]:
+    return int(images.facts.sizes[index]), int(images.facts.times[index])
+
+
+def _digests(images: FileImages, names: list[str], before: dict[str, Known]) -> list[str]:
+    """Return each SHA-256. Files whose size and mtime are as they were are not read again."""
+    found = [""] * len(names)
+    unread = []
+    for index, name in enumerate(names):
+        known = before.get(name)
+        facts = _facts(images, index)
+        if known and known.digest and -1 not in facts and (known.size, known.time) == facts:
+            found[index] = known.digest
+        else:
+            unread.append(index)
+
+    for index, digest in _read_all(images, unread):
+        found[index] = digest
+    return found
+
+
+def _read_all(images: FileImages, indices: list[int]) -> Iterator[tuple[int, str]]:
+    def digest(index: int) -> tuple[int, str]:
+        try:
+            return index, hashlib.sha256(images.read(index)).hexdigest()
+        except (OSError, ValueError):
+            # A bad image is the loader's to name; it needs a side all the same.
+            return index, hashlib.sha256(os.fsencode(images.names[index])).hexdigest()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        done = pool.map(digest, indices)
+        title = "reading all images for the split"
+        yield from tqdm(done, title, len(indices), unit=" images", leave=False, disable=None)
+
+
+def read(path: Path, share: float | None = None) -> dict[str, Known]:
+    """Return what is kept of each image, of a split with the same share; nothing where there is
+    none.
+
+    share: None for any. Raises Refused for a damaged file.
+    """
     if not path.exists():
         return {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if rows[:1] != [["side", "image", f"share {share:g}"]]:
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+        heading = rows[0] if rows else []
+        if heading[:2] != HEADING or heading[3:] not in ([], MORE):
+            raise ValueError("its first line is no split's")
+        if share is not None and heading[2] != f"share {share:g}":
             return {}
-        sides = {os.fsdecode(name.encode("latin1")): side for side, name in rows[1:]}
-    except (UnicodeError, csv.Error, ValueError) as error:
+        sides = {os.fsdecode(row[1].encode("latin1")): _known(row) for row in rows[1:]}
+    except (OSError, UnicodeError, csv.Error, ValueError, IndexError) as error:
         raise Refused(f"{path} is damaged ({error}): {MEND}") from None
-    if not set(sides.values()) <= {TRAIN, TEST}:
-        raise Refused(f"{path} is damaged (a side is neither {TRAIN} nor {TEST}): {MEND}")
     return sides
 
 
-def write(path: Path, names: list[str], test: np.ndarray, share: float) -> None:
+def _known(row: list[str]) -> Known:
+    if row[0] not in (TRAIN, TEST):
+        raise ValueError(f"a side is neither {TRAIN} nor {TEST}")
+    return Known(row[0], int(row[2]), int(row[3]), row[4]) if len(row) > 2 else Known(row[0])
+
+
+def write(path: Path, rows: dict[str, Known], share: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         writer = csv.writer(file)
-        writer.writerow(["side", "image", f"share {share:g}"])
+        writer.writerow([*HEADING, f"share {share:g}", *MORE])
         # A name's bytes as latin-1 round-trip whatever their encoding is.
-        for name, side in zip(names, test, strict=True):
-            writer.writerow([TEST if side else TRAIN, os.fsencode(name).decode("latin1")])
+        for name, known in rows.items():
+            image = os.fsencode(name).decode("latin1")
+            writer.writerow([known.side, image, known.size, known.time, known.digest])

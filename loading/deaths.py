@@ -7,16 +7,23 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from base.errors import Failed
 
 # Seconds between two looks at the workers while a batch is awaited.
 LOOK_AGAIN = 0.5
+# Seconds that a stop waits for the batch that is being read.
+STOP_AFTER = 1.0
 Handler = Callable[[int, FrameType | None], object]
 
 
 class LostWorker(Failed):
     """A worker is gone; what was trained until then is whole."""
+
+
+class StopAwaited(Exception):
+    """The run was asked to stop while no batch came: what was trained is whole."""
 
 
 class WorkerWatch:
@@ -33,6 +40,10 @@ class WorkerWatch:
         # What torch said of a death.
         self.found: str | None = None
         self.deadline = 0.0
+        self.began = 0.0
+        self.workers: list[Any] = []
+        # True where a signal asked this process, which trains alone, to stop.
+        self.stop_asked: Callable[[], bool] = lambda: False
 
     @classmethod
     def installed(cls) -> "WorkerWatch":
@@ -58,7 +69,14 @@ class WorkerWatch:
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self.waiting and _is_waiting(frame):
             self._look()
-            if time.monotonic() > self.deadline:
+            # Those of a fork server are no children of ours: no signal tells of their death.
+            gone = [worker.pid for worker in self.workers if not worker.is_alive()]
+            if gone:
+                raise RuntimeError(f"DataLoader worker (pid {gone[0]}) exited unexpectedly")
+            now = time.monotonic()
+            if now > self.began + STOP_AFTER and self.stop_asked():
+                raise StopAwaited
+            if now > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
 
     def _look(self) -> None:
@@ -73,9 +91,9 @@ class WorkerWatch:
             raise RuntimeError(self.found)
 
     @contextlib.contextmanager
-    def guard(self, timeout: int) -> Iterator[None]:
-        """Raise RuntimeError in here, if a worker has died or dies, or after `timeout` seconds and
-        one more.
+    def guard(self, timeout: int, workers: list[Any]) -> Iterator[None]:
+        """Raise RuntimeError in here, if one of the workers has died or dies, or after `timeout`
+        seconds and one more; StopAwaited where a stop was asked for and no batch comes.
 
         DataLoader's own timeout does not help where a worker stops halfway through a message.
         """
@@ -83,8 +101,9 @@ class WorkerWatch:
             yield
             return
 
-        self.waiting = True
-        self.deadline = time.monotonic() + timeout + 1
+        self.waiting, self.workers = True, workers
+        self.began = time.monotonic()
+        self.deadline = self.began + timeout + 1
 
         try:
             # A worker that stops for ever sends no signal: the alarm looks again.

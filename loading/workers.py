@@ -1,9 +1,12 @@
 """The worker processes that read image files: what each does, and how it starts."""
 
 import math
+import multiprocessing.util
+import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from base.errors import OverLimit, Refused, reason_of
+from base.errors import STOPPING, OverLimit, Refused, reason_of
 from datasets import decode
 from datasets.images import FileImages
 from loading.plan import Plan
@@ -117,7 +120,11 @@ class Reader(Dataset[Decoded]):
         for index, content, box in zip(readable, files, window.box, strict=True):
             try:
                 batch[len(kept)] = decode.read_windows(
-                    content, box, window, interpolation=self.pipeline.interpolation
+                    content,
+                    box,
+                    window,
+                    interpolation=self.pipeline.interpolation,
+                    turn=self.images.turn,
                 )
                 kept.append(index)
             except ValueError as error:
@@ -148,7 +155,7 @@ def start_worker(_: int) -> None:
     """Shield a worker: a signal to the whole group is the main process's to answer, which then ends
     its workers.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (*STOPPING, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _print_unless_cut_off
     torch.set_num_threads(1)
@@ -163,6 +170,30 @@ def _print_unless_cut_off(
     """
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
+
+
+# Bytes of a socket's path: sockaddr_un's 108, less what multiprocessing adds.
+MAX_SOCKET_FOLDER = 60
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def shorten_socket_paths() -> None:
+    """Let workers' sockets lie in a short folder where TMPDIR is a long one.
+
+    Raises Refused where there is none.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER:
+        return
+    for short in SHORT_FOLDERS:
+        if os.access(short, os.W_OK | os.X_OK):
+            tempfile.tempdir = short
+            # Made here, where the workers will find it: they would look at TMPDIR again.
+            multiprocessing.util.get_temp_dir()
+            return
+    raise Refused(
+        f"TMPDIR {folder} is too long a path for the workers' sockets: name a shorter one"
+    )
 
 
 def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:

@@ -4,19 +4,22 @@ decoder would notice.
 
 import functools
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from base.errors import reason_of
+from base.errors import Refused, reason_of
 from base.files import read_rows, write_rows
 from base.text import printable
-from datasets import decode
+from datasets import decode, listing
 from datasets.images import FileImages, Limits
 from preparation.each import each, images_of
 
 MANIFEST = "manifest.csv"
 BAD = "bad_images.csv"
+# Bad images that are printed too.
+SHOWN = 20
 
 
 class Checked(NamedTuple):
@@ -47,20 +50,27 @@ def check_one(images: FileImages, index: int) -> Checked:
     return Checked(images.names[index], len(content), digest, width, height, reason)
 
 
-def check(data_dir: str, processes: int, limits: Limits) -> int:
+def check(data_dir: str, processes: int, limits: Limits, out: str | None = None) -> int:
     """Check all images, compare with the manifest that is there, or write it; return the exit
     status.
+
+    out: the folder of the lists, where that of the images is read-only. Raises Refused.
     """
+    place = Path(out or data_dir)
+    if out is not None:
+        place.mkdir(parents=True, exist_ok=True)
+    if not os.access(place, os.W_OK):
+        raise Refused(f"{place} is read-only for this user", limit="lists")
     images = images_of(data_dir, limits)
     count = len(images)
     work = functools.partial(check_one, images)
     found = list(each(work, range(count), count, "checking", processes))
     bad = [image for image in found if image.reason]
-    listed = Path(data_dir, BAD)
+    listed = place / BAD
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
     write_rows(listed, ["path", "reason"], rows)
 
-    path = Path(data_dir, MANIFEST)
+    path = place / MANIFEST
     # A manifest that is there is never overwritten: it is what the images are compared with.
     differences = compare(path, found) if path.exists() else []
     if not path.exists():
@@ -68,7 +78,12 @@ def check(data_dir: str, processes: int, limits: Limits) -> int:
         write_rows(path, heading, ([printable(image.name), *image[1:5]] for image in found))
 
     total = sum(image.size for image in found)
-    print(f"{count} images, {total / 1e9:.3f} GB, {len(bad)} bad: {listed}")
+    left_out = listing.told(images.left_out)
+    print(f"{count} images, {total / 1e9:.3f} GB, {len(bad)} bad: {listed}{left_out}")
+    for image in bad[:SHOWN]:
+        print(f"bad: {printable(image.name)}: {printable(image.reason)}", file=sys.stderr)
+    if len(bad) > SHOWN:
+        print(f"{len(bad) - SHOWN} more bad ones stand in {listed}", file=sys.stderr)
     for line in differences:
         print(line, file=sys.stderr)
     if differences:

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -11,6 +13,7 @@ from tqdm import tqdm
 
 from datasets import folder
 from datasets.images import FileImages, Limits
+from loading.workers import shorten_socket_paths
 
 # Files a process takes at a time.
 CHUNK = 16
@@ -22,18 +25,30 @@ def images_of(data_dir: str, limits: Limits) -> FileImages:
     """Return all images of a folder, of train/ and val/ or of class folders; names are relative to
     it. Raises Refused.
     """
-    parts = [path for part in ("train", "test") if (path := folder.find_part(data_dir, part))]
-    if not parts:
-        images = folder.list_images(data_dir, None)
-        images.limits = limits
-        return images
+    found = [folder.find_part(data_dir, part) for part in ("train", "test", "other")]
+    # test/ is the other part only where val/ is there too.
+    parts = list(dict.fromkeys(path for path in found if path)) or [folder.unwrapped(data_dir)]
 
     names: list[str] = []
+    left_out: Counter[str] = Counter()
     for path in parts:
-        part = os.path.basename(path)
-        names += [f"{part}/{name}" for name in folder.list_images(path, None).names]
+        part = os.path.relpath(path, data_dir)
+        prefix = "" if part == "." else f"{part}/"
+        images = folder.list_images(path, list(folder.class_folders(path)))
+        names += [f"{prefix}{name}" for name in images.names]
+        left_out.update(images.left_out)
 
-    return FileImages(names, np.zeros(len(names), np.int64), [""], data_dir, limits)
+    labels = np.zeros(len(names), np.int64)
+    return FileImages(names, labels, [""], data_dir, limits, left_out=left_out)
+
+
+def _start() -> None:
+    """Begin a process. Ctrl-C and a closed terminal are the main process's to answer, which then
+    ends this one.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def each(
@@ -47,8 +62,9 @@ def each(
                 bar.update()
             return
 
+        shorten_socket_paths()
         context = multiprocessing.get_context("forkserver")
-        with context.Pool(processes, torch.set_num_threads, (1,)) as pool:
+        with context.Pool(processes, _start) as pool:
             for result in pool.imap(work, items, CHUNK):
                 yield result
                 bar.update()

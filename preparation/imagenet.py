@@ -26,6 +26,9 @@ EXPECTED = (1000, 1_281_167, 50_000)
 WNID = re.compile(r"n\d{8}")
 TRAIN = re.compile(r"(n\d{8})_\d+\.JPEG")
 VAL = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+OWN_TEMPORARY = re.compile(
+    rf"\.({TRAIN.pattern}|{VAL.pattern}|classes\.csv|\.prepared\.json)(\.\d+)?\.tmp"
+)
 # Bytes of one image.
 MAX_BYTES = 64 << 20
 DONE = ".prepared.json"
@@ -53,8 +56,10 @@ def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
     if not source.is_dir():
         raise Refused(f"there is no folder {tars}")
     target.mkdir(parents=True, exist_ok=True)
+    # What a killed run left half-written, and nothing of anyone else's.
     for path in target.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if OWN_TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
     if expected is None:
         _check_digests(source, target / DONE)
     words, wnids = devkit(source)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from base.errors import Refused
-from base.files import sync_folder, write_json
+from base.files import is_special, refuse_target, replacing, write_json
 from base.text import printable
 from datasets import dbcollection, folder, hdf5
 from datasets.images import FileImages
@@ -52,18 +52,11 @@ def index(data_dir: str, out: str, *, register: str | None = None) -> None:
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write an HDF5 file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    if not path.parent.is_dir():
-        raise Refused(f"there is no folder {path.parent}")
-    try:
-        with h5py.File(temporary, "w", libver=LIBVER) as file:
-            fill(file)
-        with temporary.open("rb") as file_on_disk:
-            os.fsync(file_on_disk.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    refuse_target(path)
+    if is_special(path):
+        raise Refused(f"{path} is no regular file: HDF5 needs one", limit="out")
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+        fill(file)
 
 
 def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:

@@ -1,6 +1,8 @@
 """What a folder of images holds, and what a run would do with it."""
 
 import collections
+import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +11,8 @@ import numpy as np
 
 from base.errors import reason_of
 from base.files import read_rows
-from base.text import printable
-from datasets import DATASETS, decode, folder
+from base.text import listed, printable
+from datasets import DATASETS, decode, folder, listing
 from datasets.images import FileImages, Limits
 from preparation.check import MANIFEST
 
@@ -20,12 +22,15 @@ MAX_HEADERS = 2000
 
 @dataclass
 class Sizes:
-    """What is known of some images: width and height in pixels, bytes, formats, and what is bad."""
+    """What is known of some images: width and height in pixels, bytes, formats, what is bad, and
+    how many carry a turn.
+    """
 
     sides: list[tuple[int, int]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     formats: collections.Counter[str] = field(default_factory=collections.Counter)
     bad: list[str] = field(default_factory=list)
+    turned: int = 0
 
 
 def describe(root: str, limits: Limits) -> None:
@@ -33,10 +38,14 @@ def describe(root: str, limits: Limits) -> None:
 
     Raises Refused.
     """
-    parts = [part for part in ("train", "test") if folder.find_part(root, part)]
-    command = f"python main.py --dataset folder --data_dir {root}"
+    found = {part: folder.find_part(root, part) for part in ("train", "test", "other")}
+    # test/ is the other part only where val/ is there too.
+    parts = [
+        part for part, path in found.items() if path and (part != "other" or path != found["test"])
+    ]
+    command = f"python main.py --dataset folder --data_dir {shlex.quote(root)}"
     if not parts:
-        _print_part("all", folder.list_images(root, None), limits)
+        _print_part("all", folder.list_images(folder.unwrapped(root), None), limits)
         print(f"a run: {command} --valShare 0.1")
         return
 
@@ -44,11 +53,18 @@ def describe(root: str, limits: Limits) -> None:
     for part in parts:
         images = folder.open_folder(root, part, classes=classes)
         classes = classes or images.classes
-        _print_part(part, images, limits)
+        _print_part(f"{part}, {found[part]}", images, limits)
 
+    alone = [
+        f"{name}/" for name in folder.left_alone(root) if os.path.join(root, name) != found["other"]
+    ]
+    if alone:
+        print(f"beside them: {listed(alone)}: images that are not read")
+    if "train" not in parts:
+        print(f"a run: {command} --test --retrain FILE tests weights on it; there is no train/")
+        return
     if "test" not in parts:
-        way = "add one, or name the train folder with --valShare 0.1"
-        print(f"a run: refused, for there is no {root}/val/: {way}")
+        print(f"a run: {command} --valShare 0.1, for there is no val/")
         return
 
     source = DATASETS["folder"]
@@ -64,6 +80,8 @@ def _print_part(part: str, images: FileImages, limits: Limits) -> None:
     smallest, largest = (f"{printable(images.classes[k])} ({counts[k]})" for k in (low, high))
     print(f"{part}: {len(images)} images in {len(images.classes)} classes")
     print(f"  smallest class: {smallest}; largest: {largest}")
+    if images.left_out:
+        print(f"  {listing.told(images.left_out).removeprefix('; ')}")
 
     images.limits = limits
     found = _from_manifest(images) or _from_headers(images)
@@ -76,6 +94,9 @@ def _print_part(part: str, images: FileImages, limits: Limits) -> None:
     if found.formats:
         names = (f"{name} {count}" for name, count in found.formats.most_common())
         print("  formats: " + ", ".join(names))
+    if found.turned:
+        turned = f"{found.turned} of {len(found.sides)} looked at"
+        print(f"  EXIF: {turned} carry a turn, which --exif apply follows and the default ignores")
     for line in found.bad[:5]:
         print(f"  bad: {printable(line)}", file=sys.stderr)
 
@@ -107,6 +128,7 @@ def _from_headers(images: FileImages) -> Sizes:
         try:
             content, size = images.sized(index)
             found.formats[decode.kind(content)] += 1
+            found.turned += decode.orientation(content) > 1
             found.sides.append(size)
             found.lengths.append(len(content))
         except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 import configs
 import data
 import opts
+from base import process
 from base.arguments import Parser
 from base.errors import clear_errors
 from base.files import whole_file
@@ -69,4 +70,5 @@ def save(images: Tensor, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    process.begin()
     main()

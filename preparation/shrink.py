@@ -2,6 +2,7 @@
 decodes less.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -22,11 +23,14 @@ from preparation.each import each, images_of
 
 
 class Options(NamedTuple):
-    """size: shorter side at most, pixels; quality: of the JPEGs; processes: that work."""
+    """size: shorter side at most, pixels; quality: of the JPEGs; processes: that work; turn: as
+    EXIF's orientation says, which a copy otherwise keeps.
+    """
 
     size: int
     quality: int
     processes: int
+    turn: bool = False
 
 
 class Copied(NamedTuple):
@@ -74,35 +78,44 @@ def copy_one(images: FileImages, target: str, options: Options, index: int) -> C
         if os.path.exists(path):
             return Copied(name, os.path.getsize(images.path(index)), os.path.getsize(path), "")
         content, _ = images.sized(index)
-        smaller = smaller_file(content, options.size, options.quality)
+        smaller = smaller_file(content, options.size, options.quality, turn=options.turn)
     except (OSError, ValueError) as error:
         return Copied(name, 0, 0, reason_of(error))
 
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{os.getpid()}.tmp")
-
-    with open(temporary, "wb") as file:
-        file.write(smaller)
-    os.replace(temporary, path)
+    # Not synced one by one: a copy that a crash spoils is made again.
+    temporary = os.path.join(folder, f".{os.path.basename(name)}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(smaller)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     return Copied(name, len(content), len(smaller), "")
 
 
-def smaller_file(content: bytes, size: int, quality: int) -> bytes:
+def smaller_file(content: bytes, size: int, quality: int, *, turn: bool = False) -> bytes:
     """Return the image as JPEG with a shorter side of `size` pixels, or as it is where it is not
     larger.
 
-    Raises ValueError with the reason, also for a bad image that would be copied as it is.
+    turn: as EXIF's orientation says; without it the copy carries the same orientation. Raises
+    ValueError with the reason, also for a bad image that would be copied as it is.
     """
-    width, height = decode.size(content)
+    width, height = decode.size(content, turn=turn)
+    orientation = decode.orientation(content)
     # Also for what is copied as it is: a bad image is not copied.
-    stored = decode.pixels(content)
+    pixels = decode.pixels(content, turn=turn)
     shorter = min(width, height)
-    if shorter <= size:
+    if shorter <= size and (orientation == 1 or not turn):
         return content
 
-    pixels = torch.from_numpy(stored).permute(2, 0, 1)[None]
-    scaled = (size * height // shorter, size * width // shorter)
-    small = resize(pixels, scaled, "bicubic")[0].permute(1, 2, 0)
-    contiguous = np.ascontiguousarray(small.numpy())
-    return simplejpeg.encode_jpeg(contiguous, quality, colorsubsampling="420")
+    if shorter > size:
+        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        scaled = (size * height // shorter, size * width // shorter)
+        small = resize(planes, scaled, "bicubic")[0].permute(1, 2, 0)
+        pixels = np.ascontiguousarray(small.numpy())
+    encoded = simplejpeg.encode_jpeg(pixels, quality, colorsubsampling="420")
+    return encoded if turn or orientation == 1 else decode.with_orientation(encoded, orientation)

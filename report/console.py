@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.files import whole_file, write_json
+from base.files import read_text, whole_file, write_json
+from base.text import printable
 from report.record import EpochRecord, TestMetrics
 
 # Columns of the table on the console: a metric's name, and its heading where that is another.
@@ -45,12 +46,8 @@ class Console:
         """Print a line, above the bar if there is one."""
         if self.quiet:
             return
-        try:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Nobody reads any more; the training is worth more than its text.
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int) -> Iterator[Any]:
@@ -71,7 +68,7 @@ class Console:
             return
         self._write_log(history)
         losses = self.folder / "full_train.log"
-        lines = losses.read_text().splitlines(keepends=True) if losses.exists() else []
+        lines = _whole_lines(losses)
         with whole_file(losses) as file:
             file.writelines(line for line in lines if _is_of_epoch(line, epoch))
 
@@ -108,6 +105,20 @@ class Console:
     def _write_log(self, history: list[EpochRecord]) -> None:
         with whole_file(self.folder / "log.jsonl") as file:
             file.writelines(json.dumps(record.to_json()) + "\n" for record in history)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the lines of a log; one that cannot be read is set aside, for whoever wants it."""
+    try:
+        return read_text(path).splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.rename(aside)
+        told = f"{path} is damaged ({printable(error)}): set aside as {aside.name}"
+        print(told, file=sys.stderr, flush=True)
+        return []
 
 
 def _is_of_epoch(line: str, last: int) -> bool:

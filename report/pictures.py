@@ -197,7 +197,7 @@ def _list_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
             axes.text(0, 1 - line / PAIRS, text, **style)
 
 
-def sheet(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
+def sheet(images: np.ndarray, titles: Sequence[str], path: Path, heading: str = "") -> None:
     """Draw images in a grid, each below its title of one or two lines.
 
     images: (N, S, S, 3) uint8.
@@ -206,6 +206,8 @@ def sheet(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(2.1 * columns, 2.5 * rows), layout="constrained")
 
+    if heading:
+        figure.suptitle(heading, fontsize=10, parse_math=False)
     for place, axes in enumerate(np.atleast_1d(figure.subplots(rows, columns)).flat):
         axes.axis("off")
         if place < len(images):

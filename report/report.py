@@ -9,9 +9,10 @@ once, and training continues.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from base.text import printable
@@ -49,6 +50,8 @@ class Report:
         self.events: Events | None = None
         self.drawn_at = time.monotonic()
         self.cost = FIRST_COST
+        # The best epoch, until its mistakes are drawn.
+        self.best: tuple[EpochRecord, Tested] | None = None
 
     def open(self, step: int) -> None:
         """Begin, or resume after `step` updates."""
@@ -72,12 +75,14 @@ class Report:
         losses: list[float],
         network: nn.Module,
         *,
+        best: bool,
         snapshot: bool,
         last: bool,
     ) -> None:
         """Show an epoch that has ended, the last one of the history.
 
-        losses: of its steps; snapshot: weights of this epoch are kept; last: the run ends with it.
+        losses: of its steps; best: it is the best so far; snapshot: weights of this epoch are kept;
+        last: the run ends with it.
         """
         if self.disabled:
             return
@@ -89,10 +94,16 @@ class Report:
                     self.events.histograms(network, record.step)
                 self.events.flush()
 
+        if best:
+            # Of the weights that are kept: best.pt's.
+            self.best = record, tested
+            with self._harmless():
+                self._write_tables(tested, record)
+
         # Drawing takes seconds, a step milliseconds: a run must not be slower for its pictures.
         started = time.monotonic()
         if last or self.cost < MAX_SHARE * (started - self.drawn_at):
-            self.draw(tested, history, confusion=snapshot or last)
+            self._draw_epoch(tested, history, confusion=snapshot or last)
             self.drawn_at = time.monotonic()
             self.cost = self.drawn_at - started
 
@@ -101,21 +112,38 @@ class Report:
                 self.events.hyperparameters(self.options, record)
                 self.events.flush()
 
-    def draw(self, tested: Tested, history: list[EpochRecord], *, confusion: bool) -> None:
-        """Write all pictures and tables of an epoch; without a history, of a test alone."""
+    def draw_test(self, tested: Tested) -> None:
+        """Write the pictures and tables of a test alone."""
         if self.disabled:
             return
+        with self._harmless():
+            self._write_tables(tested, None)
+        with self._harmless():
+            self._draw_confusion(tested, None)
+        with self._harmless():
+            self._draw_mistakes(tested, None)
+
+    def _draw_epoch(self, tested: Tested, history: list[EpochRecord], *, confusion: bool) -> None:
+        """Draw the curves, the confusion of this epoch, and the mistakes of the best one."""
         from report import pictures
 
-        if history:
+        with self._harmless():
+            pictures.curves(history, self.folder / "curves.png")
+        if confusion:
             with self._harmless():
-                pictures.curves(history, self.folder / "curves.png")
-        with self._harmless():
-            tables.write_classes(tested, self.folder / "classes.csv")
-        with self._harmless():
-            self._draw_confusion(tested, history[-1] if history else None, picture=confusion)
-        with self._harmless():
-            self._draw_mistakes(tested, pictures.sheet, pictures.shortened)
+                self._draw_confusion(tested, history[-1])
+        if self.best is not None:
+            record, best = self.best
+            with self._harmless():
+                self._draw_mistakes(best, record)
+            # Once is enough: its scores are as large as the test set.
+            self.best = None
+
+    def _write_tables(self, tested: Tested, record: EpochRecord | None) -> None:
+        epoch = None if record is None else record.epoch
+        tables.write_classes(tested, self.folder / "classes.csv", epoch)
+        matrix = _confusion(tested)
+        tables.write_confusion(matrix, tested.classes, self.folder / "confusion.csv", epoch)
 
     def close(self) -> None:
         if self.events is not None:
@@ -123,39 +151,35 @@ class Report:
                 self.events.close()
             self.events = None
 
-    def _draw_confusion(self, tested: Tested, record: EpochRecord | None, *, picture: bool) -> None:
+    def _draw_confusion(self, tested: Tested, record: EpochRecord | None) -> None:
         from report import pictures
 
-        predicted = tested.scores.argmax(1)
-        matrix = confusion_matrix(predicted, tested.labels, len(tested.classes)).numpy()
-        tables.write_confusion(matrix, tested.classes, self.folder / "confusion.csv")
-        if not picture:
-            return
-
-        title = f"test top-1 {tested.metrics.test_top1:.2f} %"
+        top1 = tested.metrics.test_top1
+        title = "nothing was tested" if top1 is None else f"test top-1 {top1:.2f} %"
         name = "confusion.png"
         if record is not None:
             title, name = f"epoch {record.epoch}, {title}", f"confusion_{record.epoch}.png"
-        pictures.confusion(matrix, tested.classes, self.folder / name, title)
+        pictures.confusion(_confusion(tested), tested.classes, self.folder / name, title)
         if record is not None and self.events is not None:
             self.events.picture("confusion", self.folder / name, record.step)
 
-    def _draw_mistakes(
-        self, tested: Tested, sheet: Callable[..., None], shortened: Callable[[str], str]
-    ) -> None:
+    def _draw_mistakes(self, tested: Tested, record: EpochRecord | None) -> None:
         """Draw mistakes.png: the errors that the network was most sure of."""
+        from report import pictures
+
         rows = confident_errors(tested.scores, tested.labels, MISTAKES)
         path = self.folder / "mistakes.png"
         if not len(rows):
             path.unlink(missing_ok=True)
             return
 
-        names = [shortened(name) for name in tested.classes]
+        names = [pictures.shortened(name) for name in tested.classes]
         scores, predicted = tested.scores[rows].max(1)
         values = zip(tested.labels[rows].tolist(), scores.tolist(), predicted.tolist(), strict=True)
         titles = [f"is {names[k]}\n{100 * score:.1f} % {names[said]}" for k, score, said in values]
         images = tested.preview(tested.indices[rows.numpy()])
-        sheet(images.permute(0, 2, 3, 1).numpy(), titles, path)
+        of = "" if record is None else f"epoch {record.epoch}, the best so far"
+        pictures.sheet(images.permute(0, 2, 3, 1).numpy(), titles, path, of)
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
@@ -168,3 +192,9 @@ class Report:
                 print(message, file=sys.stderr, flush=True)
             # Once is enough: the disk will be as full in the next epoch.
             self.disabled, self.events = True, None
+
+
+def _confusion(tested: Tested) -> np.ndarray:
+    """Return counts, (K, K), a row each true class."""
+    predicted = tested.scores.argmax(1)
+    return confusion_matrix(predicted, tested.labels, len(tested.classes)).numpy()

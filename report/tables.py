@@ -29,15 +29,19 @@ class Tested:
     preview: Callable[[np.ndarray], Tensor]
 
 
-def write_classes(tested: Tested, path: Path) -> None:
-    """Write classes.csv: a row each class with its images and metrics."""
+def write_classes(tested: Tested, path: Path, epoch: int | None = None) -> None:
+    """Write classes.csv: a row each class with its images and metrics. epoch: that it is of."""
     columns = per_class(tested.scores, tested.labels)
     names = [printable(name) for name in tested.classes]
     rows = []
     for name, *values, confused in zip(names, *columns.values(), strict=True):
         shown = [_cell(value) for value in values]
         rows.append([name, *shown, "" if confused is None else names[confused]])
-    write_rows(path, ["class", *columns], rows)
+    heading = ["class", *columns]
+    if epoch is not None:
+        heading.append("epoch")
+        rows = [[*row, str(epoch)] for row in rows]
+    write_rows(path, heading, rows)
 
 
 def _cell(value: float | int | None) -> str:
@@ -46,11 +50,14 @@ def _cell(value: float | int | None) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def write_confusion(matrix: np.ndarray, classes: list[str], path: Path) -> None:
+def write_confusion(
+    matrix: np.ndarray, classes: list[str], path: Path, epoch: int | None = None
+) -> None:
     """Write confusion.csv: a row each true class, a column each predicted one.
 
-    matrix: (K, K) counts.
+    matrix: (K, K) counts; epoch: that it is of.
     """
     names = [printable(name) for name in classes]
     rows = ([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
-    write_rows(path, ["true class", *names], rows)
+    corner = "true class" if epoch is None else f"true class, epoch {epoch}"
+    write_rows(path, [corner, *names], rows)

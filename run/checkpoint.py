@@ -68,7 +68,8 @@ class Saved:
     """A checkpoint that was read: where it lies, what network it is of, what its bits depend on,
     and the rest.
 
-    spec: the network's, as plain values; parts: the states of network and updater, by name.
+    spec: the network's, as plain values; parts: the states of network and updater, by name; images:
+    fingerprints of those it was trained on, {} in older files.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Saved:
     settings: State
     progress: Progress
     parts: State
+    images: State = field(default_factory=dict)
 
 
 def newest(folder: Path) -> Saved | None:
@@ -111,12 +113,15 @@ def _read(path: Path) -> Saved:
         raise Damaged(f"{path} is no checkpoint of a run")
     parts = {"network": value["network"], "updater": value["updater"]}
     progress = Progress.from_plain(value["progress"])
-    return Saved(path, value["model"], value["settings"], progress, parts)
+    images = value.get("images") or {}
+    return Saved(path, value["model"], value["settings"], progress, parts, images)
 
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("step-*.pt") if path.stem[5:].isdigit()]
+    found = [
+        path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal() and path.is_file()
+    ]
     return sorted(found, key=lambda path: int(path.stem[5:]))
 
 
@@ -250,12 +255,22 @@ class Saver:
         # One failure may be a disk that was full for a moment; two mean that the run is no longer
         # safe.
         if self.failures > 1:
-            raise Failed(
-                f"{problem}: failed twice in a row, stopping; the previous checkpoint is intact"
-            )
+            raise Failed(f"{problem}: failed twice in a row, stopping; {self.what_is_left()}")
 
-        message = f"{problem}: training continues; the previous checkpoint is intact"
+        message = f"{problem}: training continues; {self.what_is_left()}"
         print(message, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Wait for the last write: what was trained must be there. Raises Failed if it is not."""
+        self.join()
+        if self.problem is not None:
+            problem, self.problem = self.problem, None
+            raise Failed(f"{problem}: what was trained since is lost; {self.what_is_left()}")
+
+    def what_is_left(self) -> str:
+        """Say which checkpoint is there, whatever went wrong since."""
+        left = steps(self.folder)
+        return f"{left[-1]} is intact" if left else "no checkpoint was saved before"
 
 
 def non_finite(value: Plain, name: str = "") -> str | None:

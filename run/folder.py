@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -27,8 +28,8 @@ from training.ranks import Ranks
 RECORD = "options.json"
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
-    r"lock|options\.json|log\.jsonl|full_train\.log|test\.json|curves\.png|confusion(_\d+)?\.png"
-    r"|mistakes\.png|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv"
+    r"lock|options\.json|log\.jsonl|full_train\.log(\.damaged)?|test\.json|curves\.png|confusion(_\d+)?\.png"
+    r"|mistakes\.png|images\.npz|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv"
     r"|best\.pt|model(_\d+)?\.pt|step-\d+\.pt"
 )
 OWN = re.compile(rf"{NAMES}|events\.out\.tfevents\..*")
@@ -49,7 +50,13 @@ class Lock:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+")
+            # Not to wait for the other end, should someone have put a pipe there.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o600)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                raise Refused(f"{self.path} is not a regular file: remove it", limit="folder")
+            self.file = open(descriptor, "r+")
         except OSError as error:
             raise Refused(f"cannot write to {folder}: {error.strerror}", limit="folder") from None
 
@@ -66,6 +73,17 @@ class Lock:
         self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self.file.flush()
         return self
+
+    def is_lost(self) -> bool:
+        """True where the folder was removed or moved, or its lock file replaced: someone else may
+        hold that one.
+        """
+        if self.file is None:
+            return False
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        except OSError:
+            return True
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
@@ -138,12 +156,14 @@ def remove_empty(folder: Path) -> None:
             path.rmdir()
 
 
-def record(folder: Path, options: State, environment: State, split: Path | None) -> None:
+def record(
+    folder: Path, options: State, environment: State, images: State, split: Path | None
+) -> None:
     """Write options.json: from here on the folder holds a run.
 
-    split: the file of its split, to be copied.
+    images: their fingerprints; split: the file of its split, to be copied.
     """
-    if split is not None:
+    if split is not None and split.exists():
         shutil.copy(split, folder / "split.csv")
     # For whoever finds the folder in a year.
     about = {
@@ -151,7 +171,7 @@ def record(folder: Path, options: State, environment: State, split: Path | None)
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "commit": _commit(),
     }
-    write_json(folder / RECORD, {"options": options, **about, **environment})
+    write_json(folder / RECORD, {"options": options, **about, **environment, "images": images})
 
 
 def _commit() -> str | None:

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from base import archive
 from base.archive import State
 from base.errors import Failed, Refused
-from loading.deaths import LostWorker, end_workers
+from loading.deaths import LostWorker, StopAwaited, end_workers
 from loading.plan import Batch
 from model import Network
 from report.console import Console
@@ -22,7 +22,7 @@ from report.record import EpochRecord
 from report.report import Report
 from report.tables import Tested
 from run.checkpoint import FORMAT, Progress, Saved, Saver, free_bytes
-from run.folder import clear_folder
+from run.folder import Lock, clear_folder
 from run.signals import Signals, Stopped
 from run.watch import Watch
 from training.metrics import Sums
@@ -37,7 +37,7 @@ BATCH_OPTIONS = {
 }
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
-    *(errno.EFBIG, errno.EACCES, errno.EPERM),
+    *(errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
 }
 
 
@@ -46,13 +46,16 @@ class RunOptions:
     """epochs: of the whole run; snapshot: as the option; overwrite: remove the run that is in the
     folder.
 
-    resume_command: what a user types to resume this run.
+    resume_command: what a user types to resume this run; rescue, rescue_command: where it is saved
+    if its folder is lost, and how it is resumed from there.
     """
 
     epochs: int
     snapshot: int = 5
     overwrite: bool = False
     resume_command: str = ""
+    rescue: Path = Path("rescued")
+    rescue_command: str = ""
 
 
 @dataclass
@@ -72,10 +75,17 @@ class Run:
     report: Report
     watch: Watch
     saver: Saver
+    lock: Lock
     saved: Saved | None = None
     progress: Progress = field(default_factory=Progress)
+    # Fingerprints of the images, as `datasets.changes` makes them.
+    images: State = field(default_factory=dict)
     # What a checkpoint holds.
     parts: tuple[Network, Updater] | None = None
+    # Top-1 and epoch of the best.pt that is on the disk.
+    kept_best: tuple[float | None, int | None] = (None, None)
+    # Writes down in a folder what this run is.
+    record: Callable[[Path], None] = lambda folder: None
 
     @property
     def ranks(self) -> Ranks:
@@ -87,12 +97,15 @@ class Run:
         network: Network,
         updater: Updater,
         *,
+        images: Sequence[str] = (),
+        relisted: bool = False,
         wanted: bool,
     ) -> Progress:
         """Take network and updater as what is saved, and fill them from the checkpoint, if there is
         one.
 
-        changed: options that differ from the run's own, each with its value before and now; wanted:
+        changed: options that differ from the run's own, each with its value before and now; images:
+        what changed among the images; relisted: other training images, or in another order; wanted:
         --continue was given.
         """
         # From here on a stop can save.
@@ -102,7 +115,10 @@ class Run:
         if self.options.overwrite and self.ranks.first:
             clear_folder(self.folder)
         if self.saved is not None:
-            self._fill(self.saved, changed, network, updater)
+            self._fill(self.saved, changed, images, network, updater)
+            if self.progress.batch and (relisted or changed.keys() & BATCH_OPTIONS):
+                self.progress.batch, self.progress.sums = 0, None
+                self.console.say("other batches than before: this epoch is restarted")
             self.saved = None
         elif wanted:
             self.console.say("nothing was saved here yet: starting from the beginning")
@@ -126,6 +142,7 @@ class Run:
         self,
         saved: Saved,
         changed: dict[str, tuple[object, object]],
+        images: Sequence[str],
         network: Network,
         updater: Updater,
     ) -> None:
@@ -133,17 +150,15 @@ class Run:
         network.load_state_dict(saved.parts["network"])
         updater.load_state_dict(saved.parts["updater"])
         self.progress = saved.progress
+        self.kept_best = saved.progress.best, saved.progress.best_epoch
         # The interval counts from the checkpoint, not from the start of this process.
         self.saver.interval.reset(self.progress.step)
-        if self.progress.batch and changed.keys() & BATCH_OPTIONS:
-            self.progress.batch, self.progress.sums = 0, None
-            self.console.say("other batches than before: this epoch is restarted")
-
         breaks = [f"{name} {before} became {now}" for name, (before, now) in changed.items()]
         for name, before in saved.settings.items():
             now = self.environment.get(name)
             if now != before:
                 breaks.append(f"{name} {before} became {now}")
+        breaks += images
         if self.step.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
             breaks.append("a GPU without --deterministic")
         exact = "bit-for-bit identical to an uninterrupted run"
@@ -163,12 +178,14 @@ class Run:
         """
         try:
             yield from self.watch.timed(batches, title, total)
+        except StopAwaited:
+            self.check_stop(sums)
         except LostWorker as error:
             # Several ranks cannot agree on a step any more: they resume from the last interval.
             if self.ranks.world > 1 or self.parts is None:
                 raise
             self.save(sums)
-            self.saver.wait()
+            self.saver.finish()
             done = f"step {self.progress.step} is saved"
             command = self.options.resume_command
             raise Failed(f"{error}; {done}, resume with: {command}") from None
@@ -217,7 +234,7 @@ class Run:
         if not number:
             return
         self.save(sums)
-        self.saver.wait()
+        self.saver.finish()
         if self.ranks.first:
             name, command = signal.Signals(number).name, self.options.resume_command
             message = (
@@ -238,22 +255,50 @@ class Run:
         self.saver.interval.reset(self.progress.step)
         if not self.ranks.first:
             return
+        self._refuse_lost_folder()
+        self.saver.save(self.progress.step, self._state(), also)
 
+    def _state(self) -> State:
+        """Return what a checkpoint holds."""
+        assert self.parts is not None
         network, updater = self.parts
-        state = {
+        return {
             "network": network.state_dict(),
             "updater": updater.state_dict(),
             "format": FORMAT,
             "model": network.spec.to_plain(),
             "settings": self.environment,
+            "images": self.images,
             "progress": self.progress.to_plain(),
         }
-        self.saver.save(self.progress.step, state, also)
+
+    def _refuse_lost_folder(self) -> None:
+        """Save elsewhere and leave, where the folder is gone, or another run may have it.
+
+        Raises Failed.
+        """
+        if not self.lock.is_lost():
+            return
+        elsewhere, step = self.options.rescue, self.progress.step
+        rescuer = Saver(elsewhere / "checkpoints")
+        rescuer.save(step, self._state())
+        rescuer.finish()
+        self.record(elsewhere)
+        # What was being written went with the folder.
+        self.saver.problem = None
+        lost = f"{self.folder} was removed, moved or taken by another run"
+        command = self.options.rescue_command
+        raise Failed(f"{lost}: step {step} is saved in {elsewhere}; resume with: {command}")
 
     def finish_epoch(self, sums: Sums, record: EpochRecord, tested: Tested) -> None:
         """Log an epoch and save it, with its snapshot and the best weights so far."""
         assert self.parts is not None
         progress, epoch = self.progress, record.epoch
+        # Where the last best.pt could not be written, the one before it is still to be beaten.
+        self.saver.wait()
+        if self.ranks.first:
+            self._refuse_lost_folder()
+            progress.best, progress.best_epoch = self.kept_best
         better = self._is_better(record)
         if better:
             progress.best, progress.best_epoch = record.test_top1, epoch
@@ -273,10 +318,12 @@ class Run:
         self.save(None, lambda state: self._write_weights(names, state, record))
 
         self.console.show_epoch(record, progress.history)
-        self.watch.advise(record)
+        self.watch.advise()
         last = progress.epoch >= self.options.epochs
         network = self.parts[0]
-        self.report.epoch(progress.history, tested, losses, network, snapshot=snapshot, last=last)
+        self.report.epoch(
+            progress.history, tested, losses, network, best=better, snapshot=snapshot, last=last
+        )
 
     def _is_better(self, record: EpochRecord) -> bool:
         """True where the epoch's weights are the best so far; never where the test loss is not
@@ -297,16 +344,20 @@ class Run:
         weights = {"format": FORMAT, "model": state["model"], "network": network}
         for name in names:
             archive.write(self.folder / name, weights | {"record": record.to_json()})
+        if "best.pt" in names:
+            self.kept_best = record.test_top1, record.epoch
 
     def summary(self) -> None:
-        """Say how the run ended."""
+        """Say how the run ended, once everything is on the disk. Raises Failed where it is not."""
+        self.saver.finish()
         progress = self.progress
-        best = "no epoch was tested"
+        best = "no epoch could be tested"
         if progress.best is not None:
-            best = f"best test top-1 {progress.best:.2f} % in epoch {progress.best_epoch}"
+            top1 = f"best test top-1 {progress.best:.2f} % in epoch {progress.best_epoch}"
+            best = f"{top1}: {self.folder / 'best.pt'}"
         peak = max((record.peak_memory_bytes for record in progress.history), default=0)
         memory = f"at most {peak / 2**20:.0f} MiB were in use"
-        self.console.say(f"{best}: {self.folder / 'best.pt'}; {memory}")
+        self.console.say(f"{best}; {memory}")
 
 
 @contextlib.contextmanager
@@ -316,15 +367,17 @@ def ending(run: Run) -> Iterator[None]:
     try:
         with together(run.ranks, command):
             yield
-        run.saver.wait()
+        run.saver.finish()
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         where, free = error.filename or run.folder, free_bytes(run.folder)
+        # What is read lies elsewhere, and nothing is wrong with what was saved.
+        if not Path(where).is_relative_to(run.folder):
+            raise Failed(f"{where}: {error.strerror}; resume with: {command}") from None
         raise Failed(
-            f"cannot write {where}: {error.strerror}; {free} bytes are free there; the newest "
-            "checkpoint is intact: "
-            f"resume with: {command}"
+            f"cannot write {where}: {error.strerror}; {free} bytes are free there; "
+            f"{run.saver.what_is_left()}; resume with: {command}"
         ) from None
     finally:
         run.saver.join()

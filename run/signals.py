@@ -4,9 +4,8 @@ import os
 import signal
 from types import FrameType
 
+from base.errors import Interrupted, asked_to_stop
 from loading.deaths import end_workers
-
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -17,9 +16,11 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """SIGTERM, SIGINT: save and stop; a second one: stop now. SIGUSR1: save and continue.
+    """What asks a program to end: save and stop; a second one: stop now. SIGUSR1: save and
+    continue.
 
-    Until `armed` nothing is there to save, so the first one stops at once.
+    Until `armed` nothing is there to save, so the first one raises Interrupted. A terminal that
+    closes ends a run the same way; under nohup it goes on.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class Signals:
         self.before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Signals":
-        handlers = dict.fromkeys(STOPPING, self._on_stop)
+        handlers = dict.fromkeys(asked_to_stop(), self._on_stop)
         handlers[signal.SIGUSR1] = self._on_save
         self.before = {
             number: signal.signal(number, handler) for number, handler in handlers.items()
@@ -44,9 +45,11 @@ class Signals:
         self.save = True
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        if self.armed and self.stop is None:
+        if self.stop is None:
             self.stop = number
-            return
+            if self.armed:
+                return
+            raise Interrupted(number)
         end_workers()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -15,7 +15,6 @@ from base.text import printable
 from loading.plan import Batch
 from loading.workers import BadImage
 from report.console import Console
-from report.record import EpochRecord
 from run.checkpoint import Progress
 from training.metrics import Sums
 from utils import AsyncCopy
@@ -29,9 +28,12 @@ JUDGED_AFTER = 30.0
 
 @dataclass
 class Clock:
-    """Seconds of a pass: waiting for data, and all the rest; images: over all ranks."""
+    """Seconds of a pass: waiting for data, and all the rest; images: over all ranks; first: of the
+    wait, what the first batch took, for which workers have to start.
+    """
 
     data: float = 0.0
+    first: float = 0.0
     compute: float = 0.0
     images: int = 0
 
@@ -51,6 +53,8 @@ class Watch:
         self.folder = folder
         self.device = device
         self.clock = Clock()
+        # Of the last pass of training.
+        self.training = Clock()
         self.reads_files = False
         self.advised = False
 
@@ -68,6 +72,7 @@ class Watch:
             for batch in batches:
                 now = time.perf_counter()
                 clock.data += now - last
+                clock.first = clock.first or now - last
                 clock.images += batch.total
                 yield batch
                 last = time.perf_counter()
@@ -133,10 +138,10 @@ class Watch:
         self.console.say(f"{len(bad)} bad images were left out of {pass_name}: {path}")
         return len(bad)
 
-    def advise(self, record: EpochRecord) -> None:
+    def advise(self) -> None:
         """Say once that reading files limits the run, and what to change."""
-        data = record.data_seconds
-        whole = data + record.compute_seconds
+        data = self.training.data - self.training.first
+        whole = self.training.seconds - self.training.first
         if self.advised or not self.reads_files or whole < JUDGED_AFTER or data < LIMITING * whole:
             return
 

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from base.arguments import number_of
 from base.errors import Failed, Refused
 from base.randomness import key
 
@@ -122,7 +123,7 @@ def join(device: torch.device, resume_command: str = "") -> Ranks:
         return Ranks()
 
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
-    rank, world, local, node = (int(os.environ.get(name) or 0) for name in names)
+    rank, world, local, node = (number_of(name, 0) for name in names)
     if world > 1 and not dist.is_initialized():
         watch = threading.Timer(SILENCE.seconds, _give_up, [rank])
         watch.daemon = True
@@ -245,8 +246,8 @@ def _store() -> tuple[dist.Store, str]:
     time, and may count their restarts differently.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=SILENCE))
-    one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_machine else ""
+    one_machine = number_of("GROUP_WORLD_SIZE", 1) == 1
+    start = str(number_of("TORCHELASTIC_RESTART_COUNT", 0)) if one_machine else ""
     return store, f"start {start}"
 
 

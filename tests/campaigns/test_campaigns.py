@@ -12,6 +12,7 @@ import kill
 import learn
 import lost_ranks
 import non_finite
+import odd_data
 import once
 import other_readers
 import payloads
@@ -119,6 +120,10 @@ def test_changed_files() -> None:
 def test_bad_images() -> None:
     result = bad_images.run(20)
     assert {result.pop("trials")} == set(result.values())
+
+
+def test_odd_data() -> None:
+    assert odd_data.run(300)["wrong"] == 0
 
 
 def test_attacks() -> None:

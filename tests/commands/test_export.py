@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import ROOT
 from PIL import Image
 from rig import make_images, on_folder
 
@@ -15,6 +16,7 @@ import export
 import main
 import model
 import predict
+from base import archive
 from base.errors import Failed
 
 
@@ -111,3 +113,48 @@ def test_a_sheet_shows_what_was_named(weights: Path, tmp_path: Path) -> None:
     assert stop.value.code == 0
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.size[0] >= 200
+
+
+SIZES = [(427, 640), (301, 223), (97, 411), (64, 63), (20, 24), (600, 31)]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_documented_script_prints_what_predict_prints(
+    turned: bool, weights: Path, tmp_path: Path, photographs: list[np.ndarray], capsys
+) -> None:
+    """On photographs of odd sizes, without this suite and without torch."""
+    code = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 20
+    value = archive.read(weights)
+    value["model"]["exif"] = "apply" if turned else "ignore"
+    torch.save(value, tmp_path / "best.pt")
+    for number, (height, width) in enumerate(SIZES):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number
+        image = Image.fromarray(photographs[number % 2]).resize((width, height))
+        image.save(tmp_path / f"{number}.jpg", quality=95, exif=exif)
+
+    export.main([str(tmp_path / "best.pt"), "--to", "onnx", str(tmp_path / "x.onnx")])
+    names = [f"{number}.jpg" for number in range(len(SIZES))]
+    blocked = "import sys; sys.modules['torch'] = None\n"
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", blocked + code, "x.onnx", *names],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    capsys.readouterr()
+    paths = [str(tmp_path / name) for name in names]
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path / "best.pt"), *paths])
+    ours = capsys.readouterr().out.replace(f"{tmp_path}/", "").splitlines()
+    for line, other in zip(ours, result.stdout.splitlines(), strict=True):
+        assert named(line) == pytest.approx(named(other), abs=0.5)
+        assert line.split()[:2] == other.split()[:2]
+
+
+def named(line: str) -> dict[str, float]:
+    """Return the percent that a line gives each class."""
+    words = [part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")]
+    return {name: float(percent.rstrip("%")) for name, percent in words}

@@ -139,14 +139,15 @@ def test_wrong_folders_are_refused_with_the_way_out(images: Path, tmp_path: Path
         folder.open_folder(None, "train")
     with pytest.raises(Refused, match="there is no folder"):
         open_part(tmp_path / "nowhere")
+    (tmp_path / "bare").mkdir()
     with pytest.raises(Refused, match="has no folder train/"):
-        open_part(tmp_path)
+        open_part(tmp_path / "bare")
     (images / "train" / "class 0" / "loop").symlink_to("..")
     with pytest.raises(Refused, match="link to a folder above"):
         open_part(images)
     (images / "train" / "class 0" / "loop").unlink()
     (tmp_path / "empty" / "train").mkdir(parents=True)
-    with pytest.raises(Refused, match="no class folders"):
+    with pytest.raises(Refused, match="has no folder train/ with class folders"):
         open_part(tmp_path / "empty")
     with pytest.raises(Refused, match="training lacks: 'class 2'"):
         folder.open_folder(str(images), "test", classes=["class 0", "class 1"])
@@ -154,7 +155,7 @@ def test_wrong_folders_are_refused_with_the_way_out(images: Path, tmp_path: Path
     with pytest.raises(Refused, match=r"class 9 has no image \(\.jpg"):
         open_part(images)
     with refused_with("no ImageNet found.*--data_dir.*--dataset mnist"):
-        folder.ilsvrc2012(str(tmp_path), "train")
+        folder.ilsvrc2012(str(tmp_path / "bare"), "train")
 
 
 def test_made_up_images_are_always_the_same() -> None:

@@ -37,6 +37,7 @@ def scanned(root: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[li
 def test_only_folders_that_changed_are_listed_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(listing, "RESTED", -(10**18))
     root, kept = images / "train", tmp_path / "kept"
     (root / "class 1" / "deep").mkdir()
     Image.new("RGB", (8, 8)).save(root / "class 1" / "deep" / "x.png")

@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from datasets import folder
 from loading import workers
 from loading.deaths import end_workers
 from loading.plan import Plan
-from run.watch import Watch
+from run.watch import Clock, Watch
 from transforms import Pipeline
 
 CPU = torch.device("cpu")
@@ -178,11 +177,15 @@ def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:
 
     watch = Watch(Told(), Path(), CPU)  # type: ignore[arg-type]
     watch.reads_files = True
-    # The start of the workers, not their speed.
-    watch.advise(SimpleNamespace(data_seconds=6.0, compute_seconds=0.2))  # type: ignore[arg-type]
+    # The start of the workers, not their speed: all of a short pass, or the first wait of a long
+    # one.
+    for clock in (Clock(6.0, 0.0, 0.2), Clock(data=32.0, first=31.0, compute=40.0)):
+        watch.training = clock
+        watch.advise()
+    assert not Told.lines
     for share in (0.05, 0.5, 0.5):
-        record = SimpleNamespace(data_seconds=60 * share, compute_seconds=60 * (1 - share))
-        watch.advise(record)  # type: ignore[arg-type]
+        watch.training = Clock(data=60 * share + 9, first=9.0, compute=60 * (1 - share))
+        watch.advise()
     assert len(Told.lines) == 1
     assert all(word in Told.lines[0] for word in ("50%", "--nThreads", "shrink", "--tune"))
 

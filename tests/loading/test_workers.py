@@ -51,7 +51,7 @@ def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) 
         raise RuntimeError("DataLoader worker is killed")
 
     def await_a_batch() -> None:
-        with deaths.guard(60):
+        with deaths.guard(60, []):
             deaths.pending = True
             wait()
 

@@ -204,6 +204,7 @@ def test_without_a_logger_only_the_log_is_there(images: Path, tmp_path: Path) ->
         "best.pt",
         "checkpoints",
         "full_train.log",
+        "images.npz",
         "lock",
         "log.jsonl",
         "model_1.pt",

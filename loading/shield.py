@@ -1,0 +1,12 @@
+"""Shields the server that workers are forked from; importing it does that.
+
+A signal to the whole group is the main process's to answer. A server that a SIGTERM ended would
+leave the next pass waiting for workers that never come. It goes when the main process does.
+"""
+
+import signal
+
+from base.errors import STOPPING
+
+for _number in (*STOPPING, signal.SIGUSR1):
+    signal.signal(_number, signal.SIG_IGN)

@@ -1,0 +1,100 @@
+"""What is written is whole or not there; what is no regular file is neither read nor replaced."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from base.errors import Refused
+from base.files import read_bytes, read_text, refuse_target, replacing, whole_file, write_rows
+
+
+def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
+    real, link = tmp_path / "deep" / "table.csv", tmp_path / "table.csv"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    for content in (["1"], ["2"]):
+        write_rows(link, ["a"], [content])
+        assert link.is_symlink()
+        assert real.read_text() == f"a\n{content[0]}\n"
+    assert [path.name for path in real.parent.iterdir()] == ["table.csv"]
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    write_rows("/dev/null", ["a"], [["1"]])
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert not [path for path in Path("/dev").iterdir() if path.name.startswith(".null")]
+
+
+def test_a_pipe_gets_what_is_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    heard: list[str] = []
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader.start()
+    write_rows(pipe, ["a", "b"], [["1", "2"]])
+    reader.join(10)
+    assert heard == ["a,b\n1,2\n"]
+    assert stat.S_ISFIFO(os.stat(pipe).st_mode)
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(TypeError), whole_file(path) as file:
+        file.writelines(["new", 3])  # type: ignore[list-item]
+    assert path.read_text() == "old"
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "none" / "a.txt"):
+        pass
+    # The message names the file that was meant, not the temporary one.
+    assert caught.value.filename == str(tmp_path / "none" / "a.txt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("mask", "wanted"), [(0o000, 0o666), (0o022, 0o644), (0o077, 0o600)])
+def test_permissions_follow_the_umask_and_stay_private_until_then(
+    mask: int, wanted: int, tmp_path: Path
+) -> None:
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "new") as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+        kept = tmp_path / "kept"
+        kept.write_text("x")
+        kept.chmod(0o640)
+        with whole_file(kept) as file:
+            file.write("y")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == wanted
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+
+
+def test_targets_are_looked_at_beforehand(tmp_path: Path) -> None:
+    source, link = tmp_path / "best.pt", tmp_path / "link.pt"
+    source.write_text("weights")
+    link.symlink_to(source)
+    for target in (source, link, tmp_path / "." / "best.pt"):
+        with pytest.raises(Refused, match="is the file that is read"):
+            refuse_target(target, source)
+    with pytest.raises(Refused, match="is a folder"):
+        refuse_target(tmp_path, source)
+    with pytest.raises(Refused, match="there is no folder"):
+        refuse_target(tmp_path / "none" / "x", source)
+    refuse_target("/dev/null", source)
+    refuse_target(tmp_path / "new", source)
+
+
+def test_only_regular_files_of_some_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="not a regular file"):
+            read_bytes(path)
+    (tmp_path / "long").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="more than the 99 bytes"):
+        read_bytes(tmp_path / "long", 99)
+    assert len(read_bytes(tmp_path / "long", 100)) == 100
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfname")
+    assert read_text(tmp_path / "marked") == "name"

@@ -1,0 +1,98 @@
+"""No program ends in a traceback for its output's sake, and each is stopped in one line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from common import ROOT
+from rig import make_images
+
+PROGRAMS = ["main.py", "predict.py", "export.py", "prepare.py", "compare.py"]
+
+
+def run(command: str, folder: Path | str = ROOT, **more: object) -> subprocess.CompletedProcess:
+    """Run a shell command, python being this one; a pipeline's status is its first program's."""
+    text = command.replace("python ", f"{sys.executable} ")
+    shell = ["bash", "-c", f"set -o pipefail; {text}"]
+    return subprocess.run(shell, cwd=folder, capture_output=True, text=True, **more)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("output", [">/dev/full", ">&-", "| true", ">&- 2>&-"])
+def test_help_survives_any_output(program: str, output: str) -> None:
+    result = run(f"python {program} --help {output}")
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+    assert result.returncode in (0, 1, 2)
+
+
+def test_a_listing_that_nobody_reads_any_more_ends_quietly(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "d", 24)
+    quiet = run(f"python prepare.py info --data_dir {images} | true")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    full = run(f"python prepare.py info --data_dir {images} > /dev/full")
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].endswith("standard output: No space left on device")
+
+
+def test_training_goes_on_without_its_output(tmp_path: Path) -> None:
+    """Closed, full, or in an encoding that lacks a class's name."""
+    images = make_images(tmp_path / "d", 24)
+    (images / "train" / "class 0").rename(images / "train" / "日本語")
+    (images / "val" / "class 0").rename(images / "val" / "日本語")
+    # The smallest class, which the header names.
+    next((images / "train" / "日本語").iterdir()).unlink()
+    options = "--dataset folder --imageSize 24 --cropSize 20 --nEpochs 1 --nThreads 0 --GPU -1"
+    options += f" --netType ninbn --logger none --data_dir {images} --expDir {tmp_path}/runs"
+    for number, output in enumerate((">&-", "> /dev/full", "2>&-", f"> {tmp_path}/log")):
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        command = f"python main.py {options} --expID r{number} {output}"
+        result = run(command, env=environment)
+        assert result.returncode == 0, result.stderr
+        assert "Traceback" not in result.stderr
+        assert (tmp_path / "runs" / "folder" / f"r{number}" / "best.pt").exists()
+    assert "\\u65e5" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
+@pytest.mark.parametrize("after", [0.15, 1.0])
+def test_a_program_that_has_begun_nothing_is_stopped_in_one_line(
+    number: signal.Signals, after: float
+) -> None:
+    command = [sys.executable, "main.py", "--dataset", "synthetic", "--synthetic", "9000:4:200"]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    time.sleep(after)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    # Before Python has set anything up a signal ends it by itself.
+    if child.returncode != -number:
+        assert child.returncode == 128 + number
+        assert said.count("\n") == 1
+        assert f"main.py: stopped by {number.name}" in said
+    assert not (ROOT / "cache" / "synthetic").exists()
+
+
+def test_preparing_is_stopped_with_nothing_half_written(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "d", 600)
+    out = tmp_path / "small"
+    command = [sys.executable, "prepare.py", "shrink", "--data_dir", str(images)]
+    child = subprocess.Popen(
+        [*command, "--out", str(out), "--size", "10"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not any(out.rglob("*.jpg")) and child.poll() is None:
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    if child.returncode != 0:
+        assert child.returncode == 130
+        assert "Traceback" not in said
+        assert said.splitlines()[-1] == "prepare.py: stopped by SIGINT"
+    assert not list(out.rglob(".*"))
