@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from base.archive import Plain, State
+from base.archive import FORMAT, Plain, State
 from base.errors import Refused
 from base.fetch import digest_of, fetch
 from models import NETWORKS, OURS, weights
@@ -252,6 +252,10 @@ def spec_of(value: Plain, path: str) -> Spec | None:
     plain = weights.spec_in(value)
     if plain is None:
         return None
+    number = value.get("format", 1)
+    if type(number) is not int or number > FORMAT:
+        known = f"this program knows formats up to {FORMAT}"
+        raise Refused(f"{path} has format {number!r}, {known}: use the version that wrote it")
     try:
         if not isinstance(plain["classes"], list):
             raise TypeError("its classes are no list")

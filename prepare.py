@@ -37,6 +37,8 @@ def fetch(arguments: argparse.Namespace) -> None:
         images = data.open_images(arguments.command, arguments.data_dir, part)
         counts = f"{len(images)} images, {len(images.classes)} classes"
         print(f"{arguments.command} {part}: {counts}, in {images.where}")
+    verify = import_module("preparation.verify").verify
+    print(verify(arguments.command, Path(images.where)))
 
 
 def info(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from base.errors import Refused
 from base.fetch import fetch
-from base.files import whole_file
+from base.files import read_bytes, whole_file
 from datasets.images import ArrayImages, check_labels
 
 CACHE = "~/.cache/multi-gpu-torch"
@@ -136,7 +136,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     The format (yann.lecun.com/exdb/mnist): 0, 0, type, dimensions, each size as a big-endian
     uint32, then the elements.
     """
-    data = _unpacked(path)
+    data = unpacked(path)
     magic = bytes([0, 0, IDX_UINT8, dimensions])
     if data[:4] != magic:
         found = f"it starts with {data[:4]!r}, not {magic!r}"
@@ -152,13 +152,14 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
-def _unpacked(path: Path) -> bytes:
+def unpacked(path: Path) -> bytes:
+    """Return a file's content, of a packed one what is in it. Raises Refused."""
     try:
         if path.suffix != ".gz":
-            return path.read_bytes()
+            return read_bytes(path, MAX_IDX)
         with gzip.open(path) as file:
             data = file.read(MAX_IDX + 1)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise Refused(f"cannot read {path}: {error}") from None
 
     if len(data) > MAX_IDX:

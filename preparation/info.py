@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from base.errors import reason_of
+from base.arguments import LIMIT_WAYS
+from base.errors import OverLimit, reason_of, with_way_out
 from base.files import read_rows
 from base.text import listed, printable
 from datasets import DATASETS, decode, folder, listing
@@ -53,7 +54,7 @@ def describe(root: str, limits: Limits) -> None:
     for part in parts:
         images = folder.open_folder(root, part, classes=classes)
         classes = classes or images.classes
-        _print_part(f"{part}, {found[part]}", images, limits)
+        _print_part(part, images, limits)
 
     alone = [
         f"{name}/" for name in folder.left_alone(root) if os.path.join(root, name) != found["other"]
@@ -78,7 +79,8 @@ def _print_part(part: str, images: FileImages, limits: Limits) -> None:
     counts = np.bincount(images.labels, minlength=len(images.classes))
     low, high = int(counts.argmin()), int(counts.argmax())
     smallest, largest = (f"{printable(images.classes[k])} ({counts[k]})" for k in (low, high))
-    print(f"{part}: {len(images)} images in {len(images.classes)} classes")
+    counted = f"{len(images)} images in {len(images.classes)} classes"
+    print(f"{part}: {counted}, in {images.where}")
     print(f"  smallest class: {smallest}; largest: {largest}")
     if images.left_out:
         print(f"  {listing.told(images.left_out).removeprefix('; ')}")
@@ -132,6 +134,8 @@ def _from_headers(images: FileImages) -> Sizes:
             found.sides.append(size)
             found.lengths.append(len(content))
         except (OSError, ValueError) as error:
-            found.bad.append(f"{images.path(index)}: {reason_of(error)}")
+            limit = error.limit if isinstance(error, OverLimit) else ""
+            reason = with_way_out(reason_of(error), limit, LIMIT_WAYS)
+            found.bad.append(f"{images.path(index)}: {reason}")
 
     return found

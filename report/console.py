@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ class Console:
     """
 
     def __init__(self, folder: Path, *, quiet: bool = False, verbose: bool = False) -> None:
+        # Of this process alone: a fork that is killed while it holds tqdm's shared lock would stop
+        # every bar of ours for ever.
+        tqdm.set_lock(threading.RLock())
         self.folder = folder
         self.quiet = quiet
         self.verbose = verbose

@@ -74,10 +74,18 @@ class EpochRecord:
     def from_json(cls, values: Json) -> "EpochRecord":
         """Read a line of the log.
 
-        Names of later versions are passed over. Raises TypeError where one is missing.
+        Names of later versions are passed over. Raises TypeError where one is missing, ValueError
+        where one is no number.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        kinds = {field.name: str(field.type) for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in values.items() if name in kinds}
+        for name, value in known.items():
+            # JSON has one kind of number: 1 may be a float's.
+            allowed = (int,) if "int" in kinds[name] else (int, float)
+            is_absent = value is None and "None" in kinds[name]
+            if not (is_absent or type(value) in allowed):
+                raise ValueError(f"{name} is {value!r}")
+        return cls(**known)
 
     def to_json(self) -> Json:
         return _without_absent(self)

@@ -22,11 +22,7 @@ from base.arguments import Every
 from base.errors import Failed, Refused
 from base.text import printable
 from report.record import EpochRecord
-
-# Of a checkpoint.
-FORMAT = 1
-# Of a run's checkpoint.
-CONTENT = {"progress", "network", "updater", "model", "settings"}
+from run import schema
 
 
 class Stateful(Protocol):
@@ -109,8 +105,8 @@ def newest(folder: Path) -> Saved | None:
 def _read(path: Path) -> Saved:
     """Read a run's checkpoint. Raises Damaged, OSError."""
     value = archive.read(path)
-    if not isinstance(value, dict) or not value.keys() >= CONTENT:
-        raise Damaged(f"{path} is no checkpoint of a run")
+    if wrong := schema.problem(value):
+        raise Damaged(f"{path} is no checkpoint that fits: {wrong}")
     parts = {"network": value["network"], "updater": value["updater"]}
     progress = Progress.from_plain(value["progress"])
     images = value.get("images") or {}
@@ -120,7 +116,7 @@ def _read(path: Path) -> Saved:
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first."""
     found = [
-        path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal() and path.is_file()
+        path for path in folder.glob("step-*.pt") if path.stem[5:].isdecimal() and not path.is_dir()
     ]
     return sorted(found, key=lambda path: int(path.stem[5:]))
 
@@ -269,7 +265,7 @@ class Saver:
 
     def what_is_left(self) -> str:
         """Say which checkpoint is there, whatever went wrong since."""
-        left = steps(self.folder)
+        left = [path for path in steps(self.folder) if path.is_file()]
         return f"{left[-1]} is intact" if left else "no checkpoint was saved before"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from base import archive
-from base.archive import State
+from base.archive import FORMAT, State
 from base.errors import Failed, Refused
 from loading.deaths import LostWorker, StopAwaited, end_workers
 from loading.plan import Batch
@@ -21,7 +21,8 @@ from report.console import Console
 from report.record import EpochRecord
 from report.report import Report
 from report.tables import Tested
-from run.checkpoint import FORMAT, Progress, Saved, Saver, free_bytes
+from run import schema
+from run.checkpoint import Progress, Saved, Saver, free_bytes
 from run.folder import Lock, clear_folder
 from run.signals import Signals, Stopped
 from run.watch import Watch
@@ -146,7 +147,10 @@ class Run:
         network: Network,
         updater: Updater,
     ) -> None:
-        """Continue from a checkpoint. Says how exact that is."""
+        """Continue from a checkpoint. Says how exact that is. Raises Refused for one of others."""
+        wrong = schema.misfit(network.state_dict(), saved.parts["network"])
+        if wrong := wrong or updater.misfit(saved.parts["updater"]):
+            raise Refused(f"{saved.path} does not fit this run: {wrong}", limit="checkpoints")
         network.load_state_dict(saved.parts["network"])
         updater.load_state_dict(saved.parts["updater"])
         self.progress = saved.progress

@@ -56,6 +56,13 @@ class LossScale:
         torch._amp_update_scale_(self.value, self.good, bad, 2.0, 0.5, DOUBLED_AFTER)
 
 
+# What each optimizer keeps of a parameter.
+STATES = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
+
+
 class Updater:
     """One network's updates: `begin` before the forward pass, `backward` of each part of the batch,
     then `apply`.
@@ -224,6 +231,40 @@ class Updater:
         if self.scale is not None:
             state |= {"scale": self.scale.value, "good": self.scale.good}
         return state
+
+    def misfit(self, state: State) -> str:
+        """Return what of a state would not fit this network and optimizer, "" where all does.
+
+        A fused kernel looks at no shape: it would read and write beyond a smaller tensor.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, stored in state["optimizer"].items():
+            if not 0 <= number < len(parameters):
+                return f"updater.optimizer has parameter {number} of {len(parameters)}"
+            names = STATES[type(self.optimizer)]
+            for name, tensor in stored.items():
+                own = parameters[number]
+                place = f"updater.optimizer: {name} of parameter {number}"
+                if name not in names:
+                    return f"{place} is not of this optimizer"
+                wanted = torch.Size() if name == "step" else own.shape
+                if tensor is not None and (tensor.shape, tensor.dtype) != (wanted, own.dtype):
+                    return (
+                        f"{place} is {[*tensor.shape]} {tensor.dtype}, not {[*wanted]} {own.dtype}"
+                    )
+            if "step" in names and stored.keys() != names:
+                return f"updater.optimizer lacks a part of parameter {number}'s state"
+
+        stored, own_average = state.get("averaged"), self.averaged
+        if own_average is not None and stored is not None:
+            for name, tensor in own_average.state_dict().items():
+                if name not in stored or stored[name].shape != tensor.shape:
+                    return f"updater.averaged: {name} is missing or of another shape"
+                if stored[name].dtype != tensor.dtype:
+                    return f"updater.averaged: {name} is of another type"
+            if stored.keys() != own_average.state_dict().keys():
+                return "updater.averaged holds tensors that the network has not"
+        return ""
 
     def load_state_dict(self, state: State) -> None:
         groups = self.optimizer.state_dict()["param_groups"]

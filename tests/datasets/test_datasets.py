@@ -3,6 +3,7 @@ all.
 """
 
 import gzip
+import hashlib
 import http.server
 import os
 import pickle
@@ -406,8 +407,37 @@ def test_prepare_tells_what_a_folder_holds(
     assert "bad.jpg: not a JPEG" in said.err
     prepare.main(["info", "--data_dir", str(images / "train")])
     assert "--valShare 0.1" in capsys.readouterr().out
-    prepare.main(["fashionmnist", "--data_dir", str(DATA / "mnist")])
-    assert "400 images" in capsys.readouterr().out
+    # Digits in MNIST's format are not the published clothes, whatever they are called.
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["fashionmnist", "--data_dir", str(DATA / "mnist")])
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "400 images" in said.out
+    assert "train-images-idx3-ubyte.gz has md5" in said.err
     with pytest.raises(SystemExit) as stop:
         prepare.main(["info", "--data_dir", "/nowhere"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_verifying_compares_with_the_published_hashes(
+    packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for path in (DATA / "mnist").iterdir():
+        content = gzip.decompress(path.read_bytes())
+        name = tmp_path / path.name.removesuffix(".gz")
+        if packed:
+            (tmp_path / path.name).write_bytes(gzip.compress(content))
+        else:
+            name.write_bytes(content)
+        monkeypatch.setitem(arrays.MNIST_SHA256, name.name, hashlib.sha256(content).hexdigest())
+    prepare.main(["mnist", "--data_dir", str(tmp_path)])
+    assert "4 of 4 files compared with the published hashes" in capsys.readouterr().out
+    monkeypatch.setitem(arrays.MNIST_SHA256, "t10k-labels-idx1-ubyte", "0" * 64)
+    with pytest.raises(SystemExit) as stop:
+        prepare.main(["mnist", "--data_dir", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "t10k-labels-idx1-ubyte" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 import main
 import opts
@@ -61,6 +63,8 @@ OPTIONS = [
 OPTIONS += ["--nEpochs", "3", "--saveEvery", "5", "--snapshot", "1", "--startMethod", "fork"]
 
 torch.set_num_threads(1)  # children are forked: no thread may have started before
+# A child that is killed while it holds a shared lock would stop this process for ever.
+tqdm.set_lock(threading.RLock())
 
 
 def tiny(classes: int, size: int, stem: str) -> nn.Module:
