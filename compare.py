@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
             print(apart)
         from report import pictures
 
-        pictures.comparison({name: run.history for name, run in runs.items()}, arguments.out)
+        histories = {name: run.history for name, run in runs.items()}
+        pictures.comparison(histories, arguments.out, named=True)
         print(f"curves: {arguments.out}")
 
 

@@ -164,7 +164,7 @@ def draw_sheet(predictions: list[Prediction], path: Path) -> None:
             file, shown = pictures.shortened(Path(prediction.path).name), pictures.shortened(name)
             titles.append(f"{file}\n{100 * score:.1f} % {shown}")
     if images:
-        pictures.sheet(np.stack(images), titles, path)
+        pictures.sheet(np.stack(images), titles, path, named=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
                 shown.append(found)
 
         if arguments.csv:
-            write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows)
+            write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows, named=True)
         if arguments.sheet:
             draw_sheet(shown, Path(arguments.sheet))
         if needs_output:

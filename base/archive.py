@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from base.files import is_special, whole_file
+from base.files import whole_file
 from base.text import printable
 
 # Of checkpoints and weights files: 2 has fingerprints of the images and the EXIF rule; 1, which has
@@ -41,8 +41,6 @@ def write(path: Path, value: object) -> None:
 
     Raises OSError, RuntimeError.
     """
-    if is_special(path):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with whole_file(path, "wb", check=verify) as file:
         torch.save(value, file)
 

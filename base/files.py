@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -18,16 +19,23 @@ MAX_TEXT = 256 << 20
 
 @contextlib.contextmanager
 def whole_file(
-    path: str | os.PathLike[str], mode: str = "w", check: Callable[[Path], None] | None = None
+    path: str | os.PathLike[str],
+    mode: str = "w",
+    check: Callable[[Path], None] | None = None,
+    *,
+    named: bool = False,
 ) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces `path` only once it is complete, on the disk and passes
     `check`.
 
-    A link is followed, so that it stays one. A device or a pipe is written to as it is: replacing
-    /dev/null by a file would break the machine.
+    A link is followed, so that it stays one. named: by the user, so that a device or a pipe is
+    written to as it is: replacing /dev/null by a file would break the machine. Raises OSError for
+    one otherwise: a pipe in a run's folder would block the run for ever.
     """
     encoding = None if "b" in mode else "utf-8"
     if is_special(path):
+        if not named:
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
         with open(path, mode, encoding=encoding) as file:
             yield file
         return
@@ -153,10 +161,14 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def write_rows(
-    path: str | os.PathLike[str], heading: list[str], rows: Iterable[Iterable[object]]
+    path: str | os.PathLike[str],
+    heading: list[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    named: bool = False,
 ) -> None:
-    """Write a CSV file, whole or not at all."""
-    with whole_file(path) as file:
+    """Write a CSV file, whole or not at all. named: as of `whole_file`."""
+    with whole_file(path, named=named) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heading)
         writer.writerows(rows)

@@ -65,7 +65,7 @@ def save(images: Tensor, path: Path) -> None:
     picture = Image.fromarray(sheet)
     picture = picture.resize((size[1] * scale, size[0] * scale), Image.Resampling.NEAREST)
 
-    with whole_file(path, "wb") as file:
+    with whole_file(path, "wb", named=True) as file:
         picture.save(file, "PNG")
 
 

@@ -1,6 +1,7 @@
 """What a run says and writes as text: console, log.jsonl, each step's loss."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.files import read_text, whole_file, write_json
+from base.files import is_special, read_text, whole_file, write_json
 from base.text import printable
 from report.record import EpochRecord, TestMetrics
 
@@ -83,7 +84,10 @@ class Console:
         """
         if self.quiet:
             return
-        with open(self.folder / "full_train.log", "a") as file:
+        path = self.folder / "full_train.log"
+        if is_special(path):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with open(path, "a") as file:
             for number, loss in enumerate(losses, step - len(losses) + 1):
                 file.write(f"{epoch}\t{number}\t{loss!r}\n")
             file.flush()

@@ -7,7 +7,7 @@ differ in their marks too. Names from outside are drawn as they are, escaped, ne
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ def shortened(name: object, most: int = MAX_NAME) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def save(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write the figure as PNG, whole or not at all."""
+def save(figure: Figure, path: Path, dpi: int = 100, *, named: bool = False) -> None:
+    """Write the figure as PNG, whole or not at all. named: as of `base.files.whole_file`."""
     FigureCanvasAgg(figure)
-    with whole_file(path, "wb") as file, warnings.catch_warnings():
+    with whole_file(path, "wb", named=named) as file, warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # of characters that the font lacks: they are drawn as boxes
@@ -83,7 +83,7 @@ def curves(history: Sequence[EpochRecord], path: Path) -> None:
     save(figure, path)
 
 
-def comparison(runs: dict[str, Sequence[EpochRecord]], path: Path) -> None:
+def comparison(runs: dict[str, Sequence[EpochRecord]], path: Path, *, named: bool = False) -> None:
     """Draw the test top-1 and the training loss of several runs by epoch."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
@@ -101,7 +101,7 @@ def comparison(runs: dict[str, Sequence[EpochRecord]], path: Path) -> None:
         _count_epochs(axes)
     for text in accuracy.legend(fontsize=8).get_texts():
         text.set_parse_math(False)
-    save(figure, path)
+    save(figure, path, named=named)
 
 
 def _column(history: Sequence[EpochRecord], key: str) -> list[float]:
@@ -197,7 +197,14 @@ def _list_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
             axes.text(0, 1 - line / PAIRS, text, **style)
 
 
-def sheet(images: np.ndarray, titles: Sequence[str], path: Path, heading: str = "") -> None:
+def sheet(
+    images: np.ndarray,
+    titles: Sequence[str],
+    path: Path,
+    heading: str = "",
+    *,
+    named: bool = False,
+) -> None:
     """Draw images in a grid, each below its title of one or two lines.
 
     images: (N, S, S, 3) uint8.
@@ -214,4 +221,4 @@ def sheet(images: np.ndarray, titles: Sequence[str], path: Path, heading: str = 
             axes.imshow(images[place], interpolation="nearest")
             axes.set_title(titles[place], fontsize=8, parse_math=False)
 
-    save(figure, path)
+    save(figure, path, named=named)

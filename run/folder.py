@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import socket
 import stat
 import subprocess
@@ -21,7 +20,7 @@ import torchvision
 
 from base.archive import State
 from base.errors import Refused
-from base.files import write_json
+from base.files import read_bytes, whole_file, write_json
 from base.text import listed
 from training.ranks import Ranks
 
@@ -164,7 +163,8 @@ def record(
     images: their fingerprints; split: the file of its split, to be copied.
     """
     if split is not None and split.exists():
-        shutil.copy(split, folder / "split.csv")
+        with whole_file(folder / "split.csv", "wb") as file:
+            file.write(read_bytes(split))
     # For whoever finds the folder in a year.
     about = {
         "command": shlex.join(sys.argv),

@@ -39,6 +39,7 @@ BATCH_OPTIONS = {
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
     *(errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+    *(errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
 
 

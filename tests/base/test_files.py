@@ -23,7 +23,9 @@ def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
-    write_rows("/dev/null", ["a"], [["1"]])
+    with pytest.raises(OSError, match="not a regular file"):
+        write_rows("/dev/null", ["a"], [["1"]])
+    write_rows("/dev/null", ["a"], [["1"]], named=True)
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert not [path for path in Path("/dev").iterdir() if path.name.startswith(".null")]
 
@@ -34,7 +36,7 @@ def test_a_pipe_gets_what_is_written(tmp_path: Path) -> None:
     heard: list[str] = []
     reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
     reader.start()
-    write_rows(pipe, ["a", "b"], [["1", "2"]])
+    write_rows(pipe, ["a", "b"], [["1", "2"]], named=True)
     reader.join(10)
     assert heard == ["a,b\n1,2\n"]
     assert stat.S_ISFIFO(os.stat(pipe).st_mode)

@@ -25,8 +25,10 @@ def group_alive(pid: int) -> bool:
 
 
 def orphans(pid: int) -> bool:
-    """True if a process of the run's group is there a second after its end."""
-    end = time.monotonic() + 1
+    """True if a process of the run's group is there three seconds after its end: the server that
+    workers are forked from has torch to unload.
+    """
+    end = time.monotonic() + 3
     while group_alive(pid) and time.monotonic() < end:
         time.sleep(0.01)
     return group_alive(pid)

@@ -19,20 +19,17 @@ from rig import (
     finish,
     image_options,
     make_images,
+    readers,
     run_folder,
     scratch,
     script,
+    there_after,
 )
 
 SOON, TIMEOUT = (
     1.0,
     3,
 )  # seconds to the error after a kill; --timeout of the trials that stop a process
-
-
-def children(pid: int) -> list[int]:
-    """Return the process numbers of a process's children."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
             until = pick.randrange(3, 20)
             while child.alive() and child.steps < until:
                 time.sleep(0.001)
-            found = children(child.pid)
+            found = readers(child.pid)
             victim = pick.choice(found)
             os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
             started = time.monotonic()
@@ -85,7 +82,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
                 )
             newest = checkpoint.newest(run_folder(folder) / "checkpoints")
             counts["saved"] += newest is not None and newest.progress.step >= until - 1
-            counts["orphans"] += sum(Path(f"/proc/{pid}").exists() for pid in found)
+            counts["orphans"] += sum(there_after(2, pid) for pid in found)
             if trial % 6 == 0:  # the run that goes on is the one that was not hurt
                 finish([*image_options(folder, images), *more, "--continue"])
                 counts["equal"] += fingerprint(folder) == expected

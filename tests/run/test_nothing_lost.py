@@ -157,7 +157,7 @@ def test_a_readers_server_outlives_a_signal_to_the_group(tmp_path: Path) -> None
     """By default they are forked from it: a scheduler signals all processes of a job."""
     images = rig.make_images(tmp_path / "d", 96)
     options = rig.image_options(tmp_path / "runs", images, "--nThreads", "2", "--timeout", "30")
-    child = rig.Child([*options, "--startMethod", "forkserver", "--nEpochs", "50"], before=slowed)
+    child = rig.Child([*options, "--nEpochs", "50"], before=slowed)
     until(lambda: child.steps >= 7)
     started = time.monotonic()
     os.killpg(child.pid, signal.SIGTERM)
@@ -170,13 +170,9 @@ def test_a_killed_idle_reader_is_missed_at_once(tmp_path: Path) -> None:
     """Under the default start method it is no child of the run: no signal tells of its death."""
     images = rig.make_images(tmp_path / "d", 96)
     options = rig.image_options(tmp_path / "runs", images, "--nThreads", "2", "--timeout", "30")
-    child = rig.Child([*options, "--startMethod", "forkserver", "--nEpochs", "50"], before=slowed)
+    child = rig.Child([*options, "--nEpochs", "50"], before=slowed)
     until(lambda: child.steps >= 7)
-    readers = [
-        int(path.name)
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit() and _is_reader(path, child.pid)
-    ]
+    readers = rig.readers(child.pid)
     assert readers
     started = time.monotonic()
     os.kill(readers[-1], signal.SIGKILL)
@@ -184,13 +180,3 @@ def test_a_killed_idle_reader_is_missed_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
     assert "a loader worker died" in child.text()
     assert "is saved, resume with" in child.text()
-
-
-def _is_reader(process: Path, run: int) -> bool:
-    """True for a process whose parent, the server, is the run's child."""
-    try:
-        parent = int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        grandparent = int(Path(f"/proc/{parent}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        return grandparent == run and "forkserver" in (process / "cmdline").read_text()
-    except (OSError, IndexError, ValueError):
-        return False

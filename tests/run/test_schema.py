@@ -153,12 +153,18 @@ def test_nothing_that_a_file_can_hold_breaks_the_look_at_it(value: object, field
     assert "\n" not in found or "\n" in repr(value)
 
 
-@pytest.mark.parametrize("name", ["options.json", "checkpoints", "best.pt", "full_train.log"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("options.json", "checkpoints", "best.pt", "full_train.log", "log.jsonl", "lock"),
+        *("images.npz", "split.csv", "classes.csv", "curves.png", "model_2.pt"),
+    ],
+)
 def test_a_pipe_in_a_run_s_folder_hangs_nothing(name: str, stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "r")
     run = rig.run_folder(tmp_path / "r")
     path = next(run.rglob("step-*.pt")) if name == "checkpoints" else run / name
-    path.unlink()
+    path.unlink(missing_ok=True)
     os.mkfifo(path)
     child = rig.Child(rig.options(tmp_path / "r", "--nEpochs", "2", "--continue", "--ema", "0.9"))
     assert child.wait(60) in (0, 1, 2)

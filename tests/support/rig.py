@@ -60,7 +60,7 @@ OPTIONS = [
     "--GPU",
     "-1",
 ]
-OPTIONS += ["--nEpochs", "3", "--saveEvery", "5", "--snapshot", "1", "--startMethod", "fork"]
+OPTIONS += ["--nEpochs", "3", "--saveEvery", "5", "--snapshot", "1"]
 
 torch.set_num_threads(1)  # children are forked: no thread may have started before
 # A child that is killed while it holds a shared lock would stop this process for ever.
@@ -228,6 +228,39 @@ class Child:
             return self.said
         self.output.seek(0)
         return self.output.read()
+
+
+def children(pid: int) -> list[int]:
+    """Return the process numbers of a process's children."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def readers(pid: int) -> list[int]:
+    """Return the processes that read images for a run: children of its fork server, by default."""
+    servers = [child for child in children(pid) if "forkserver" in command_of(child)]
+    if servers:
+        return [reader for server in servers for reader in children(server)]
+    return [child for child in children(pid) if "resource_tracker" not in command_of(child)]
+
+
+def command_of(pid: int) -> str:
+    """Return a process's command line, "" where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def there_after(seconds: float, pid: int) -> bool:
+    """True for a process that has not ended after so many seconds."""
+    end = time.monotonic() + seconds
+    while command_of(pid) and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(command_of(pid))
 
 
 def count_steps(counter: mmap.mmap) -> None:
