@@ -1,5 +1,7 @@
 """The worker processes that read image files: what each does, and how it starts."""
 
+import contextlib
+import ctypes
 import math
 import multiprocessing.util
 import os
@@ -158,8 +160,19 @@ def start_worker(_: int) -> None:
     for number in (*STOPPING, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _print_unless_cut_off
+    _end_with_parent()
     torch.set_num_threads(1)
     keep_memory()
+
+
+# Linux's sys/prctl.h: the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process with the one that forked it, however that one ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _print_unless_cut_off(

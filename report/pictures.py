@@ -83,7 +83,9 @@ def curves(history: Sequence[EpochRecord], path: Path) -> None:
     save(figure, path)
 
 
-def comparison(runs: dict[str, Sequence[EpochRecord]], path: Path, *, named: bool = False) -> None:
+def comparison(
+    runs: Mapping[str, Sequence[EpochRecord]], path: Path, *, named: bool = False
+) -> None:
     """Draw the test top-1 and the training loss of several runs by epoch."""
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)

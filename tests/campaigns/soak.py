@@ -16,8 +16,7 @@ from changed_files import image_bytes, mutated
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from rig import Child, image_options, make_images, scratch, script
-from worker_deaths import children
+from rig import Child, image_options, make_images, readers, scratch, script
 
 from datasets import decode
 from transforms import Window
@@ -58,7 +57,7 @@ def epochs(count: int, base: Path, pick: random.Random) -> dict[str, Any]:
     for epoch in (max(1, count // 5), count - 1):
         while child.alive() and child.steps < epoch * steps + 3:
             time.sleep(0.005)
-        seen.append([used(pid) for pid in (child.pid, *children(child.pid))])
+        seen.append([used(pid) for pid in (child.pid, *readers(child.pid))])
     status = child.wait(600)
     grown = max(after[0] - before[0] for before, after in zip(*seen, strict=True))
     thousands = IMAGES * (count - 1 - max(1, count // 5)) / 1000

@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_checkpoint_before() -> None:
 
 
 def test_sigterm_saves_in_time_and_goes_on_exactly() -> None:
-    result = signals.run(2, seed=5)
+    result = signals.run(1, seed=5)
     assert result["equal"] == result["saved_in_time"] == result["trials"]
     assert result["orphans"] == 0
 
