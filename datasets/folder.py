@@ -346,16 +346,16 @@ def image_files(
         scan.folders.append((relative, listing.stamp(path)))
     with os.scandir(path) as entries:
         for entry in entries:
+            name = entry.name
             is_folder = _is_folder(entry)
-            kind = kind_left_out(entry.name, is_folder)
-            name = f"{relative}/{entry.name}"
-            if kind:
+            # The usual case first: there may be millions.
+            if not is_folder and name.lower().endswith(ENDINGS) and name[0] != ".":
+                yield f"{relative}/{name}"
+            elif kind := kind_left_out(name, is_folder):
                 if scan is not None:
                     scan.left_out[kind] += 1
-            elif is_folder:
-                yield from image_files(entry.path, name, (*above, real), scan)
             else:
-                yield name
+                yield from image_files(entry.path, f"{relative}/{name}", (*above, real), scan)
 
 
 def has_images(path: str) -> bool:
