@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from base import archive
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from rig import checkpoint, feed, finish, options, run_folder, scratch, script
+from rig import archive, checkpoint, feed, finish, options, run_folder, scratch, script
 
 SHARES = {"flip": 1000, "truncate": 500, "zero": 200}
 

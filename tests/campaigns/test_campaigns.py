@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import arguments
 import bad_images
 import changed_files
 import damage
@@ -124,6 +125,11 @@ def test_bad_images() -> None:
 
 def test_odd_data() -> None:
     assert odd_data.run(300)["wrong"] == 0
+
+
+def test_command_lines() -> None:
+    result = arguments.run(3000)
+    assert (result["wrong"], result["lost"]) == (0, 0), result["examples"]
 
 
 def test_attacks() -> None:
