@@ -1,6 +1,7 @@
 """How a program ends: refusals and failures of one line, with the right exit status."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -45,6 +46,13 @@ STOPPING = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
     *(signal.SIGXCPU, signal.SIGUSR2, signal.SIGALRM),
 )
+
+
+# What a machine may run out of: room on a disk, open files, memory, processes.
+SCARCE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+}
 
 
 class Interrupted(BaseException):
@@ -97,9 +105,12 @@ def clear_errors(ways_out: Mapping[str, str] | None = None) -> Iterator[None]:
             with_way_out(str(error), error.limit, ways_out), 2 if isinstance(error, Refused) else 1
         )
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            _exit(f"{error.filename}: {error.strerror}", 2)
+        # The machine's limits, which no file is to blame for.
+        if error.errno not in SCARCE:
             raise
-        _exit(f"{error.filename}: {error.strerror}", 2)
+        _exit(error.strerror or str(error), 1)
 
 
 def with_way_out(message: str, limit: str, ways_out: Mapping[str, str] | None) -> str:

@@ -36,11 +36,26 @@ def whole_file(
     if is_special(path):
         if not named:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with open(path, mode, encoding=encoding) as file:
+        with _named(path), open(path, mode, encoding=encoding) as file:
             yield file
         return
-    with replacing(path, check) as temporary, open(temporary, mode, encoding=encoding) as file:
+    with (
+        _named(path),
+        replacing(path, check) as temporary,
+        open(temporary, mode, encoding=encoding) as file,
+    ):
         yield file
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give an error of writing the file's name, which a full disk does not tell."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -100,3 +100,10 @@ def test_only_regular_files_of_some_size_are_read(tmp_path: Path) -> None:
     assert len(read_bytes(tmp_path / "long", 100)) == 100
     (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfname")
     assert read_text(tmp_path / "marked") == "name"
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """The system's error has no name; what the user asked for has."""
+    with pytest.raises(OSError) as caught:
+        write_rows("/dev/full", ["a"], [["1"]], named=True)
+    assert caught.value.filename == "/dev/full"
