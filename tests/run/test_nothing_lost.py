@@ -180,3 +180,20 @@ def test_a_killed_idle_reader_is_missed_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
     assert "a loader worker died" in child.text()
     assert "is saved, resume with" in child.text()
+
+
+def test_an_epoch_over_other_images_is_begun_anew(tmp_path: Path) -> None:
+    """Stopped in the middle of it: the batches that are left would be others."""
+    images = rig.make_images(tmp_path / "d", 96)
+    options = rig.image_options(tmp_path / "runs", images, "--nThreads", "0", "--nEpochs", "2")
+    child = rig.Child(options, before=slowed)
+    until(lambda: child.steps >= 3)
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143
+    (images / "train" / "class 0" / "new.jpg").write_bytes(
+        next((images / "train" / "class 0").glob("*.jpg")).read_bytes()
+    )
+    said = rig.finish([*options, "--continue"])
+    assert "other batches than before: this epoch is restarted" in said
+    assert "epoch 1, step" in said
+    assert "not bit for bit: 1 images added" in said
