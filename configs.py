@@ -25,7 +25,7 @@ import opts
 import utils
 from base.archive import Plain
 from base.arguments import number_of
-from base.errors import Refused
+from base.errors import Interrupted, Refused
 from base.randomness import key
 from base.text import listed, printable
 from data import ArrayLoader, FileLoader, Images
@@ -107,7 +107,7 @@ def start(options: Options) -> Iterator[Run]:
             with ending(run):
                 yield run
             leave()
-        except Refused:
+        except (Refused, Interrupted):
             # Nothing half-written where nothing was.
             if new:
                 folder.remove_empty(options.folder)
@@ -658,6 +658,8 @@ def print_header(
     options: Options, run: Run, network: Network, train: AnyLoader, test: AnyLoader
 ) -> None:
     """Say what is about to be trained, on what and where."""
+    if run.console.quiet:
+        return
     lines = {
         "data": _describe_data(options, train, test),
         **_describe_files(options, [train.images, test.images]),
@@ -674,6 +676,8 @@ def print_header(
 
 def print_test_header(options: Options, run: Run, network: Network, loader: AnyLoader) -> None:
     """Say what is about to be tested, on what and where."""
+    if run.console.quiet:
+        return
     images = loader.images
     count = f"{loader.plan.image_count} of {len(images)} test images"
     crops = ", ten crops" if options.tenCrop else ""

@@ -64,8 +64,9 @@ class Interrupted(BaseException):
 
 
 def asked_to_stop() -> list[signal.Signals]:
-    """Return the signals that end this program: what nohup or a parent ignores stays ignored."""
-    return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+    """Return the signals that end this program: all, but SIGHUP under nohup, which ignores it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if not (ignored and number == signal.SIGHUP)]
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:

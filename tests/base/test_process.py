@@ -61,10 +61,17 @@ def test_training_goes_on_without_its_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 @pytest.mark.parametrize("after", [0.15, 1.0])
 def test_a_program_that_has_begun_nothing_is_stopped_in_one_line(
-    number: signal.Signals, after: float
+    number: signal.Signals, after: float, tmp_path: Path
 ) -> None:
     command = [sys.executable, "main.py", "--dataset", "synthetic", "--synthetic", "9000:4:200"]
-    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [*command, "--expDir", str(tmp_path / "runs")],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs these tests in the background may ignore some.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     time.sleep(after)
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
@@ -73,7 +80,7 @@ def test_a_program_that_has_begun_nothing_is_stopped_in_one_line(
         assert child.returncode == 128 + number
         assert said.count("\n") == 1
         assert f"main.py: stopped by {number.name}" in said
-    assert not (ROOT / "cache" / "synthetic").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_preparing_is_stopped_with_nothing_half_written(tmp_path: Path) -> None:
