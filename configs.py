@@ -172,7 +172,7 @@ def _image_settings(options: Options) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if options.valShare is not None:
         settings |= {"val_share": options.valShare, "seed": options.manualSeed}
-        settings["split_file"] = split_path(options)
+        settings |= {"split_file": split_path(options), "limits": _limits(options)}
     if options.dataset in FOLDERS:
         settings["index"] = Path(options.expDir, options.dataset)
     if options.storage:
@@ -219,11 +219,15 @@ def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
     return images
 
 
+def _limits(options: Options) -> Limits:
+    megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
+    return Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
+
+
 def _set_limits(options: Options, images: Images) -> None:
     """Set what belongs to the command line, not to a data set, on whatever was opened."""
-    megabytes, megapixels = options.maxMegabytes, options.maxMegapixels
     if isinstance(images, FileImages):
-        images.limits = Limits(megabytes << 20, megapixels * 10**6, options.followLinks)
+        images.limits = _limits(options)
         images.turn = options.exif == "apply"
 
 
@@ -630,8 +634,12 @@ def resume(
     run.images = changes.fingerprints(sides)
     before = run.saved.images if run.saved is not None else {}
     kept = run.folder / "images.npz"
-    changed_images = changes.differences(before, run.images, kept, sides) if before else []
-    relisted = bool(before) and before["train"]["listing"] != run.images["train"]["listing"]
+    changed_images = []
+    # Only the first rank tells.
+    if before and run.ranks.first:
+        changed_images = changes.differences(before, run.images, kept, sides)
+    other = bool(before) and before["train"]["listing"] != run.images["train"]["listing"]
+    relisted = bool(run.ranks.agree(int(other))[0])
     progress = run.resume(
         changed,
         network,

@@ -109,8 +109,11 @@ def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callabl
     program = torch.export.export(
         Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count()
     )
-    torch.export.save(program, str(path), extra_files={"metadata.json": json.dumps(about)})
-    return torch.export.load(str(path)).module()
+    # Open files: torch doubts a path that does not end in .pt2, as a temporary one does not.
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(about)})
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
 
 
 def to_safetensors(

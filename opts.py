@@ -454,8 +454,10 @@ def _resumed(given: Values, parser: Parser) -> Options:
         parser.error(f"cannot read {path}: {error}: correct it, or restart with --overwrite")
 
     for name, value in given.items():
-        if name in stored and _settled(name, stored[name]) != _settled(name, value):
-            options.changed[name] = (stored[name], value)
+        # What an older run does not say is as it was then: the default.
+        before = stored.get(name, FIELDS[name].default)
+        if _settled(name, before) != _settled(name, value):
+            options.changed[name] = (before, value)
         setattr(options, name, value)
     # The run lies where it was found, whatever it was called when it began.
     options.expDir = str(path.parents[2])

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import functools
 import io
 import json
 import os
@@ -79,7 +80,9 @@ def replacing(
             os.fsync(written.fileno())
         if check is not None:
             check(temporary)
-        os.chmod(temporary, _mode_for(target))
+        # Some disks have no permissions to set.
+        with contextlib.suppress(OSError):
+            os.chmod(temporary, _mode_for(target))
         os.replace(temporary, target)
         sync_folder(target.parent)
     except BaseException as error:
@@ -149,8 +152,11 @@ def _mode_for(target: Path) -> int:
     return 0o666 & ~_umask()
 
 
+@functools.cache
 def _umask() -> int:
-    """Return this process's umask. Linux tells; elsewhere it has to be set to be seen."""
+    """Return this process's umask, as it was first. Linux tells; elsewhere it has to be set to be
+    seen.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("Umask:"):

@@ -36,9 +36,10 @@ def _fingerprint(images: ArrayImages | FileImages) -> dict[str, str]:
     classes = "\0".join(images.classes).encode("utf-8", "surrogateescape")
     labels = np.ascontiguousarray(images.labels).tobytes()
     if isinstance(images, FileImages):
-        names = images.names if isinstance(images.names, Names) else Names(list(images.names))
-        ends = names.ends.astype(np.int64).tobytes()
-        listing = _hash(classes, labels, names.blob.tobytes(), ends)
+        listing = _hash(classes, labels)
+        if isinstance(images.names, Names):
+            ends = images.names.ends.astype(np.int64).tobytes()
+            listing = _hash(classes, labels, images.names.blob.tobytes(), ends)
         facts = images.facts
         return {
             "listing": listing,
@@ -71,7 +72,8 @@ def differences(before: Fingerprints, now: Fingerprints, path: Path, sides: Side
     if was is None:
         return [f"other images to {side} on" for side in now if before.get(side) != now[side]]
     counts = _compare(was, _facts_of(sides))
-    return [f"{count} {what}" for what, count in counts.items() if count]
+    told = [f"{count} {what}" for what, count in counts.items() if count]
+    return told or ["the images in another order"]
 
 
 def _compare(was: dict[str, Facts], now: dict[str, Facts]) -> Counter[str]:
@@ -82,11 +84,12 @@ def _compare(was: dict[str, Facts], now: dict[str, Facts]) -> Counter[str]:
     moved: dict[tuple[str, int, int], list[str]] = {}
     for path in removed:
         moved.setdefault((os.path.basename(path), *was[path][2:]), []).append(path)
+    unseen = (-1, -1)
 
     pairs = [(path, path) for path in now if path in was]
     for path in added:
         origins = moved.get((os.path.basename(path), *now[path][2:]), [])
-        if origins:
+        if origins and now[path][2:] != unseen:
             pairs.append((origins.pop(), path))
         else:
             counts["images added"] += 1
@@ -97,16 +100,17 @@ def _compare(was: dict[str, Facts], now: dict[str, Facts]) -> Counter[str]:
         counts["with another class"] += label != new_label
         counts["on another side of the split"] += side != new_side
         counts["renamed"] += old != new and label == new_label and side == new_side
-        counts["with another size or time"] += facts != new_facts
+        both_seen = unseen not in (tuple(facts), tuple(new_facts))
+        counts["with another size or time"] += both_seen and facts != new_facts
     return counts
 
 
 def _facts_of(sides: Sides) -> dict[str, Facts]:
     """Return what is known of each image, by its path."""
     return {
-        images.path(index): (side, images.classes[label], size, time)
+        os.path.join(images.where, images.names[index]): (side, images.classes[label], size, time)
         for side, images in sides.items()
-        if isinstance(images, FileImages)
+        if isinstance(images, FileImages) and images.listed
         for index, (label, size, time) in enumerate(
             zip(
                 images.labels.tolist(),
@@ -120,19 +124,28 @@ def _facts_of(sides: Sides) -> dict[str, Facts]:
 
 def save(path: Path, sides: Sides, now: Fingerprints) -> None:
     """Leave the images as they are now for `differences`, unless they lie there already."""
-    if not all(isinstance(images, FileImages) for images in sides.values()):
+    if not all(isinstance(images, FileImages) and images.listed for images in sides.values()):
         return
-    if _load(path, now) is not None:
+    if _fingerprint_in(path) == str(now):
         return
     arrays: dict[str, Any] = {"fingerprint": np.array(str(now))}
     for side, images in sides.items():
         assert isinstance(images, FileImages)
-        names = Names([images.path(index) for index in range(len(images))])
+        names = Names([os.path.join(images.where, name) for name in images.names])
         arrays |= {f"{side} blob": names.blob, f"{side} ends": names.ends}
         arrays |= {f"{side} labels": images.labels, f"{side} classes": np.array(images.classes)}
         arrays |= {f"{side} sizes": images.facts.sizes, f"{side} times": images.facts.times}
     with whole_file(path, "wb") as file:
         np.savez_compressed(file, **arrays)
+
+
+def _fingerprint_in(path: Path) -> str:
+    """Return what `save` left it for, "" where that cannot be read."""
+    try:
+        with np.load(io.BytesIO(read_bytes(path, MAX_KEPT)), allow_pickle=False) as kept:
+            return str(kept["fingerprint"])
+    except Exception:  # missing, or damaged in any way: it is written anew
+        return ""
 
 
 def _load(path: Path, wanted: Fingerprints) -> dict[str, Facts] | None:

@@ -43,6 +43,7 @@ class StoredFiles(FileImages):
     """Image files whose paths are stored. find: from a stored path to the file's place."""
 
     find: Callable[[str], str]
+    listed = False
 
     def path(self, index: int) -> str:
         return self.find(self.names[index])

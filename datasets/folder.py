@@ -16,7 +16,7 @@ import numpy as np
 from base.errors import Refused
 from base.randomness import key
 from datasets import listing
-from datasets.images import FileImages, composed
+from datasets.images import FileImages, Limits, composed
 from datasets.split import split
 
 ENDINGS = (
@@ -42,6 +42,7 @@ def open_folder(
     seed: int = 0,
     split_file: Path | None = None,
     index: Path | None = None,
+    limits: Limits | None = None,
 ) -> FileImages:
     """Open one part of a folder.
 
@@ -62,7 +63,7 @@ def open_folder(
     for other in PARTS:
         find_part(data_dir, other)
     if val_share is not None:
-        return _side_of(data_dir, part, val_share, seed, split_file, index, classes)
+        return _side_of(data_dir, part, val_share, seed, split_file, index, classes, limits)
 
     root = find_part(data_dir, "test" if part == "all" else part)
     if root is None and part == "all" and find_part(data_dir, "train") is None:
@@ -93,6 +94,7 @@ def _side_of(
     split_file: Path | None,
     index: Path | None,
     classes: list[str] | None,
+    limits: Limits | None,
 ) -> FileImages:
     """Open one side of a split of train/, or of the class folders in data_dir."""
     tested = find_part(data_dir, "test")
@@ -103,9 +105,17 @@ def _side_of(
     root = find_part(data_dir, "train") or unwrapped(data_dir)
     # The classes of both sides: one may lack some.
     images = list_images(root, classes, index, within=data_dir)
+    images.limits = limits or images.limits
     test = split(images, share, seed, split_file)
-    chosen = np.flatnonzero(test if part in ("test", "all") else ~test)
-    return images.chosen(chosen)
+    chosen = np.flatnonzero(~test if part == "train" else test)
+    side = images.chosen(chosen)
+    untrained = np.flatnonzero(
+        np.bincount(images.labels[~test], minlength=len(images.classes)) == 0
+    )
+    if len(untrained) and classes is None:
+        name = images.classes[untrained[0]]
+        raise Refused(f"the split leaves no image of '{name}' to train on: add some, or remove it")
+    return side
 
 
 def ilsvrc2012(
@@ -122,11 +132,20 @@ def ilsvrc2012(
         root = find_part(place, "test" if part == "all" else part)
         if root is not None:
             return list_images(root, classes, index, within=place)
+    if part == "all" and data_dir and class_folders_of(data_dir):
+        return open_folder(data_dir, part, classes=classes, index=index)
 
     names = PARTS["test" if part == "all" else part][0][0]
     looked = " and ".join(f"{place}/{names}" for place in places)
     wanted = "put its images in DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG"
     raise Refused(f"no ImageNet found, looked in {looked}: {wanted}", limit="no ImageNet")
+
+
+def class_folders_of(data_dir: str) -> bool:
+    """True for a folder of class folders, which has no parts."""
+    root = unwrapped(data_dir)
+    has_parts = any(find_part(data_dir, part) for part in ("train", "test"))
+    return os.path.isdir(root) and not has_parts and bool(folders_in(root))
 
 
 def find_part(data_dir: str, part: str) -> str | None:
@@ -204,8 +223,16 @@ def left_alone(data_dir: str) -> list[str]:
         os.path.basename(path)
         for path in others
         if not any(f"{part}/".startswith(f"{os.path.realpath(path)}/") for part in taken)
-        and has_images(path)
+        and _seems_to_have_images(path)
     ]
+
+
+def _seems_to_have_images(path: str) -> bool:
+    """As has_images, of a folder that nobody reads: one that cannot be read has none."""
+    try:
+        return has_images(path)
+    except (OSError, Refused):
+        return False
 
 
 def list_images(

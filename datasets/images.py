@@ -2,6 +2,7 @@
 an image.
 """
 
+import copy
 import csv
 import dataclasses
 import functools
@@ -12,7 +13,7 @@ import stat
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -132,6 +133,8 @@ class FileImages:
     within: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     turn: bool = False
+    # Names are paths below `where`. Where they are not, files are not looked at beforehand.
+    listed: ClassVar[bool] = True
     # Folders of images that were found to lie inside.
     inside: set[str] = field(default_factory=set, repr=False)
 
@@ -147,6 +150,8 @@ class FileImages:
         sizes = np.full(len(self), -1, np.int64)
         times = sizes.copy()
         missing = 0
+        if not self.listed:
+            return Facts(sizes, times, missing)
         looked_at = min(len(self), MAX_LOOKED_AT)
         names = self.names if isinstance(self.names, Names) else Names(self.names)
         # As bytes: making text of a hundred thousand paths takes as long as looking at their files.
@@ -155,10 +160,19 @@ class FileImages:
             try:
                 status = os.stat(where + names.slice(range(index, index + 1)).tobytes())
             except OSError:
-                missing += 1
+                # A link that leads nowhere is listed all the same, and stays so.
+                missing += not os.path.lexists(self.path(index))
                 continue
             sizes[index], times[index] = status.st_size, status.st_mtime_ns
         return Facts(sizes, times, missing)
+
+    def status(self, index: int) -> tuple[int, int]:
+        """Return the file's size and mtime as they are now, (-1, -1) where it cannot be found."""
+        try:
+            status = os.stat(self.path(index))
+        except (OSError, ValueError):
+            return -1, -1
+        return status.st_size, status.st_mtime_ns
 
     def chosen(self, indices: np.ndarray) -> "FileImages":
         """Return some of the images, (n,) indices, in this order."""
@@ -169,7 +183,7 @@ class FileImages:
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers need neither; facts of a million files would be copied to each.
+        # Workers need no facts: those of a million files would be copied to each.
         return {name: value for name, value in self.__dict__.items() if name != "facts"}
 
     def read(self, index: int, head: int = -1) -> bytes:
@@ -226,19 +240,12 @@ def _below(path: str, folder: str) -> bool:
 
 def files_key(images: FileImages, indices: np.ndarray) -> str:
     """Return a hash of the sizes and times of these files, (n,) indices, as they are now."""
-    facts = []
-    for index in indices.tolist():
-        try:
-            status = os.stat(images.path(index))
-        except OSError:
-            facts.append((0, 0))
-        else:
-            facts.append((status.st_size, status.st_mtime_ns))
+    facts = [images.status(index) for index in indices.tolist()]
     return hashlib.sha256(np.array(facts, np.int64).tobytes()).hexdigest()
 
 
 # Files whose headers are read to say how many carry a turn, evenly spread, of each side.
-LOOKED_AT = 100
+HEADERS = 100
 # Bytes in which cameras write their metadata.
 HEAD = 1 << 17
 
@@ -247,7 +254,7 @@ def turns(sides: Sequence[FileImages]) -> tuple[int, int]:
     """Return how many files were looked at, and how many of these carry an EXIF turn."""
     looked_at = carrying = 0
     for images in sides:
-        count = min(len(images), LOOKED_AT)
+        count = min(len(images), HEADERS)
         for index in np.linspace(0, len(images) - 1, count).astype(np.int64).tolist():
             try:
                 content = images.read(index, HEAD)
@@ -283,7 +290,11 @@ def relabelled(
     """Return images whose labels are numbers of these classes, which have the same names in another
     order or form, or more of them. Raises Refused for a class that is not among them.
     """
+    if list(images.classes) == classes:
+        return images
     numbers = {composed(name): label for label, name in enumerate(classes)}
+    if len(numbers) < len(classes):
+        raise Refused(f"{images.where}: two of its classes have one name, in another order now")
     unknown = [name for name in images.classes if composed(name) not in numbers]
     if unknown:
         raise Refused(
@@ -291,7 +302,10 @@ def relabelled(
             f"{listed(classes)}"
         )
     own = np.array([numbers[composed(name)] for name in images.classes], np.int64)
-    return dataclasses.replace(images, labels=own[images.labels], classes=classes)
+    # A copy of whatever kind it is, with what is known of its files.
+    result = copy.copy(images)
+    result.labels, result.classes = own[images.labels], classes
+    return result
 
 
 def composed(name: str) -> str:

@@ -25,6 +25,8 @@ from base.text import printable
 from datasets.images import Names
 
 FORMAT = 2
+# Kinds of left-out files that are named.
+MAX_KINDS = 12
 # Bytes of a kept listing: of 20 million images.
 MAX_KEPT = 1 << 30
 # Nanoseconds that a folder must not have changed for when it is scanned.
@@ -158,7 +160,11 @@ def told(left_out: Mapping[str, int]) -> str:
     if not left_out:
         return ""
     counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    return "; left out: " + ", ".join(f"{count} {printable(kind)}" for kind, count in counts)
+    shown = [f"{count} {printable(kind)}" for kind, count in counts[:MAX_KINDS]]
+    rest = sum(count for _, count in counts[MAX_KINDS:])
+    if rest:
+        shown.append(f"{rest} of {len(counts) - MAX_KINDS} other kinds")
+    return "; left out: " + ", ".join(shown)
 
 
 def read(path: Path, root: str) -> tuple[list[str], Listing] | None:
@@ -172,7 +178,7 @@ def read(path: Path, root: str) -> tuple[list[str], Listing] | None:
                 return None
             names = Names.of(kept["blob"], kept["ends"])
             folders, classes = kept["folders"].tolist(), kept["classes"].tolist()
-            left_out = [Counter(json.loads(text)) for text in kept["left_out"].tolist()]
+            left_out = [Counter(counts) for counts in json.loads(str(kept["left_out"]))]
             stamps, owners = kept["stamps"], kept["owners"]
             listing = Listing(names, kept["counts"], folders, stamps, owners, left_out)
         return (classes, listing) if _is_whole(classes, listing) else None
@@ -220,7 +226,7 @@ def write(path: Path, root: str, classes: list[str], listing: Listing) -> None:
                 stamps=listing.stamps,
                 owners=listing.owners,
                 classes=np.array(classes),
-                left_out=np.array([json.dumps(counts) for counts in listing.left_out]),
+                left_out=json.dumps(listing.left_out),
             )
 
 

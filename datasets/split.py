@@ -2,8 +2,8 @@
 
 In each class the images with the smallest hash of their content are tested on. A split that was
 made is kept in a file: an image in it stays on its side, wherever it is moved to and whatever it is
-called then, and only new ones are dealt out, so that each class keeps its share within one image.
-Copies of an image lie on one side.
+called then, and only new ones are dealt out, so that each class keeps its share within one image,
+copies aside. Copies of an image lie on one side.
 """
 
 import csv
@@ -30,6 +30,10 @@ MEND = "remove it, the split is then made anew"
 HEADING = ["side", "image"]
 MORE = ["bytes", "mtime_ns", "sha256"]
 THREADS = 8
+# Files that are handed to them at a time.
+BLOCK = 1024
+# Bytes of a kept split: of some 8 million images.
+MAX_KEPT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def split(images: FileImages, share: float, seed: int, kept: Path | None) -> np.
     """
     before = read(kept, share) if kept is not None else {}
     names = list(images.names)
-    digests = _digests(images, names, before)
+    facts = [images.status(index) for index in range(len(images))]
+    digests = _digests(images, names, facts, before)
     by_digest = {known.digest: known.side for known in before.values() if known.digest}
     sides: dict[int, str] = {}
     for index, (name, digest) in enumerate(zip(names, digests, strict=True)):
@@ -63,33 +68,40 @@ def split(images: FileImages, share: float, seed: int, kept: Path | None) -> np.
         elif known:
             sides[index] = known.side
 
-    for label in np.unique(images.labels):
-        members = np.flatnonzero(images.labels == label).tolist()
+    # Copies of an image lie on one side, whatever their classes.
+    dealt = {digests[index]: side for index, side in sides.items()}
+    order = np.argsort(images.labels, kind="stable")
+    ends = np.flatnonzero(np.diff(images.labels[order])) + 1
+    for group in np.split(order, ends):
+        members = group.tolist()
         if len(members) < 2:
             least = "at least 2 are needed, one to test on"
             raise Refused(f"the class of {names[members[0]]} has 1 image: {least}")
         wanted = min(len(members) - 1, max(1, round(share * len(members))))
-        _deal(members, digests, sides, wanted, seed)
+        _deal(members, digests, sides, dealt, wanted, seed)
 
     test = np.array([sides[index] == TEST for index in range(len(names))], bool)
     # What is gone for now may come back.
     present = {"", *digests}
     rows = {name: known for name, known in before.items() if known.digest not in present}
     for index, name in enumerate(names):
-        rows[name] = Known(sides[index], *_facts(images, index), digests[index])
+        rows[name] = Known(sides[index], *facts[index], digests[index])
     if kept is not None and rows != before:
         write(kept, rows, share)
     return test
 
 
 def _deal(
-    members: list[int], digests: list[str], sides: dict[int, str], wanted: int, seed: int
+    members: list[int],
+    digests: list[str],
+    sides: dict[int, str],
+    dealt: dict[str, str],
+    wanted: int,
+    seed: int,
 ) -> None:
     """Give each of a class's images that has none a side, so that `wanted` are tested on."""
     tested = sum(sides.get(index) == TEST for index in members)
     new = [index for index in members if index not in sides]
-    dealt = {digests[index]: side for index, side in sides.items()}
-
     copies = Counter(digests[index] for index in members)
 
     for index in sorted(new, key=lambda index: key(seed, digests[index])):
@@ -100,18 +112,16 @@ def _deal(
         sides[index] = dealt[digests[index]] = side
 
 
-def _facts(images: FileImages, index: int) -> tuple[int, int]:
-    return int(images.facts.sizes[index]), int(images.facts.times[index])
-
-
-def _digests(images: FileImages, names: list[str], before: dict[str, Known]) -> list[str]:
+def _digests(
+    images: FileImages, names: list[str], facts: list[tuple[int, int]], before: dict[str, Known]
+) -> list[str]:
     """Return each SHA-256. Files whose size and mtime are as they were are not read again."""
     found = [""] * len(names)
     unread = []
     for index, name in enumerate(names):
         known = before.get(name)
-        facts = _facts(images, index)
-        if known and known.digest and -1 not in facts and (known.size, known.time) == facts:
+        is_same = known and known.digest and (known.size, known.time) == facts[index] != (-1, -1)
+        if known and is_same:
             found[index] = known.digest
         else:
             unread.append(index)
@@ -129,10 +139,14 @@ def _read_all(images: FileImages, indices: list[int]) -> Iterator[tuple[int, str
             # A bad image is the loader's to name; it needs a side all the same.
             return index, hashlib.sha256(os.fsencode(images.names[index])).hexdigest()
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        done = pool.map(digest, indices)
-        title = "reading all images for the split"
-        yield from tqdm(done, title, len(indices), unit=" images", leave=False, disable=None)
+    title = "reading all images for the split"
+    bar = tqdm(total=len(indices), desc=title, unit=" images", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(THREADS) as pool:
+        # Not all at once: whoever interrupts would wait for every file that was handed out.
+        for start in range(0, len(indices), BLOCK):
+            for found in pool.map(digest, indices[start : start + BLOCK]):
+                yield found
+                bar.update()
 
 
 def read(path: Path, share: float | None = None) -> dict[str, Known]:
@@ -144,7 +158,7 @@ def read(path: Path, share: float | None = None) -> dict[str, Known]:
     if not path.exists():
         return {}
     try:
-        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+        rows = list(csv.reader(io.StringIO(read_text(path, MAX_KEPT), newline="")))
         heading = rows[0] if rows else []
         if heading[:2] != HEADING or heading[3:] not in ([], MORE):
             raise ValueError("its first line is no split's")

@@ -41,6 +41,8 @@ class WorkerWatch:
         self.found: str | None = None
         self.deadline = 0.0
         self.began = 0.0
+        # Who answered SIGALRM before.
+        self.others: Any = None
         self.workers: list[Any] = []
         # True where a signal asked this process, which trains alone, to stop.
         self.stop_asked: Callable[[], bool] = lambda: False
@@ -52,14 +54,20 @@ class WorkerWatch:
         # A second loader of this process finds the watch that the first one installed.
         known = getattr(current, "__self__", None)
         if isinstance(known, cls):
+            known._take_alarm()
             return known
         if not callable(current):
             return cls()
 
         watch = cls(current)
         signal.signal(signal.SIGCHLD, watch._on_death)
-        signal.signal(signal.SIGALRM, watch._on_alarm)
+        watch._take_alarm()
         return watch
+
+    def _take_alarm(self) -> None:
+        """Answer SIGALRM from now on; one that is not our own timer's goes to whoever had it."""
+        if getattr(signal.getsignal(signal.SIGALRM), "__self__", None) is not self:
+            self.others = signal.signal(signal.SIGALRM, self._on_alarm)
 
     def _on_death(self, number: int, frame: FrameType | None) -> None:
         self.pending = True
@@ -78,6 +86,8 @@ class WorkerWatch:
                 raise StopAwaited
             if now > self.deadline:
                 raise RuntimeError("DataLoader: no batch has come in time")
+        elif not self.waiting and callable(self.others):
+            self.others(number, frame)
 
     def _look(self) -> None:
         """Raise RuntimeError if a worker is gone. torch says so once only."""

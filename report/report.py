@@ -26,6 +26,10 @@ from training.metrics import confident_errors, confusion_matrix
 FIRST_COST = 5.0
 # Of a run's time that pictures may take.
 MAX_SHARE = 0.01
+# Classes up to which tables cost next to nothing, and are written in every best epoch at once.
+CHEAP_CLASSES = 200
+# Classes up to which all pairs of them are written down.
+MAX_CONFUSION = 5000
 # Images on the sheet of mistakes.
 MISTAKES = 24
 
@@ -97,8 +101,9 @@ class Report:
         if best:
             # Of the weights that are kept: best.pt's.
             self.best = record, tested
-            with self._harmless():
-                self._write_tables(tested, record)
+            if len(tested.classes) <= CHEAP_CLASSES:
+                with self._harmless():
+                    self._write_tables(tested, record)
 
         # Drawing takes seconds, a step milliseconds: a run must not be slower for its pictures.
         started = time.monotonic()
@@ -134,6 +139,9 @@ class Report:
                 self._draw_confusion(tested, history[-1])
         if self.best is not None:
             record, best = self.best
+            if len(best.classes) > CHEAP_CLASSES:
+                with self._harmless():
+                    self._write_tables(best, record)
             with self._harmless():
                 self._draw_mistakes(best, record)
             # Once is enough: its scores are as large as the test set.
@@ -142,8 +150,9 @@ class Report:
     def _write_tables(self, tested: Tested, record: EpochRecord | None) -> None:
         epoch = None if record is None else record.epoch
         tables.write_classes(tested, self.folder / "classes.csv", epoch)
-        matrix = _confusion(tested)
-        tables.write_confusion(matrix, tested.classes, self.folder / "confusion.csv", epoch)
+        if len(tested.classes) <= MAX_CONFUSION:
+            matrix = _confusion(tested)
+            tables.write_confusion(matrix, tested.classes, self.folder / "confusion.csv", epoch)
 
     def close(self) -> None:
         if self.events is not None:

@@ -1,6 +1,7 @@
 """A run's folder: its lock, what may be removed from it, and the record of what the run is."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -25,6 +26,8 @@ from base.text import listed
 from training.ranks import Ranks
 
 RECORD = "options.json"
+# Bytes.
+MAX_SPLIT = 1 << 30
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
     r"lock|options\.json|log\.jsonl|full_train\.log(\.damaged)?|test\.json|curves\.png|confusion(_\d+)?\.png"
@@ -81,8 +84,9 @@ class Lock:
             return False
         try:
             return not os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
-        except OSError:
-            return True
+        except OSError as error:
+            # Of anything else a network disk recovers.
+            return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
@@ -164,7 +168,7 @@ def record(
     """
     if split is not None and split.exists():
         with whole_file(folder / "split.csv", "wb") as file:
-            file.write(read_bytes(split))
+            file.write(read_bytes(split, MAX_SPLIT))
     # For whoever finds the folder in a year.
     about = {
         "command": shlex.join(sys.argv),

@@ -16,6 +16,9 @@ def start_ranks(count: int, script: str, arguments: list[str]) -> None:
     Signals, restarts and the exit status are the launcher's from here on.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    # It hands these on to the ranks; any other would end it and leave them behind.
+    names = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2,SIGXCPU"
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", names)
     command = [sys.executable, *launcher, str(Path(script).resolve()), *arguments]
     sys.stdout.flush()
     os.execv(sys.executable, command)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -155,7 +156,8 @@ class Run:
         network.load_state_dict(saved.parts["network"])
         updater.load_state_dict(saved.parts["updater"])
         self.progress = saved.progress
-        self.kept_best = saved.progress.best, saved.progress.best_epoch
+        if (self.folder / "best.pt").exists():
+            self.kept_best = saved.progress.best, saved.progress.best_epoch
         # The interval counts from the checkpoint, not from the start of this process.
         self.saver.interval.reset(self.progress.step)
         breaks = [f"{name} {before} became {now}" for name, (before, now) in changed.items()]
@@ -164,6 +166,8 @@ class Run:
             if now != before:
                 breaks.append(f"{name} {before} became {now}")
         breaks += images
+        if not saved.images:
+            breaks.append("an older version's checkpoint, which knows nothing of its images")
         if self.step.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled():
             breaks.append("a GPU without --deterministic")
         exact = "bit-for-bit identical to an uninterrupted run"
@@ -284,7 +288,8 @@ class Run:
         """
         if not self.lock.is_lost():
             return
-        elsewhere, step = self.options.rescue, self.progress.step
+        step = self.progress.step
+        elsewhere = self._place_beside()
         rescuer = Saver(elsewhere / "checkpoints")
         rescuer.save(step, self._state())
         rescuer.finish()
@@ -292,8 +297,18 @@ class Run:
         # What was being written went with the folder.
         self.saver.problem = None
         lost = f"{self.folder} was removed, moved or taken by another run"
-        command = self.options.rescue_command
+        command = self.options.rescue_command.replace(self.options.rescue.name, elsewhere.name)
         raise Failed(f"{lost}: step {step} is saved in {elsewhere}; resume with: {command}")
+
+    def _place_beside(self) -> Path:
+        """Make a folder that no run has had."""
+        first = self.options.rescue
+        for number in itertools.count(1):
+            place = first if number == 1 else first.with_name(f"{first.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                place.mkdir(parents=True)
+                return place
+        raise AssertionError
 
     def finish_epoch(self, sums: Sums, record: EpochRecord, tested: Tested) -> None:
         """Log an epoch and save it, with its snapshot and the best weights so far."""
@@ -302,7 +317,6 @@ class Run:
         # Where the last best.pt could not be written, the one before it is still to be beaten.
         self.saver.wait()
         if self.ranks.first:
-            self._refuse_lost_folder()
             progress.best, progress.best_epoch = self.kept_best
         better = self._is_better(record)
         if better:
@@ -312,8 +326,6 @@ class Run:
         progress.batch = 0
         # A rank holds its part of each step's loss; together they are the batch's.
         losses = self.ranks.sum(sums.step_losses()).tolist()
-        self.console.step_losses(epoch, progress.step, losses)
-
         snapshot = self._snapshot_due(epoch)
         # Weights are written by the same thread as the checkpoint and before it: a checkpoint that
         # names a best epoch has its file.
@@ -322,6 +334,7 @@ class Run:
             names.append("model.pt" if self.options.snapshot < 0 else f"model_{epoch}.pt")
         self.save(None, lambda state: self._write_weights(names, state, record))
 
+        self.console.step_losses(epoch, progress.step, losses)
         self.console.show_epoch(record, progress.history)
         self.watch.advise()
         last = progress.epoch >= self.options.epochs
