@@ -107,6 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         runs = {printable(folder): read(folder) for folder in arguments.runs}
         refuse_target(arguments.out)
+        for run in arguments.runs:
+            if arguments.out.resolve().parent == run.resolve() and arguments.out.exists():
+                raise Refused(f"{arguments.out} is a file of the run: name another picture")
         print_table(rows(runs))
         if apart := tested_apart(runs):
             print(apart)
@@ -115,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         histories = {name: run.history for name, run in runs.items()}
         pictures.comparison(histories, arguments.out, named=True)
         print(f"curves: {arguments.out}")
+        process.refuse_lost()
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from datasets.images import (
     turns,
 )
 from datasets.listing import told
+from datasets.split import read as read_split
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
 from models import NETWORKS, OURS, weights
@@ -91,7 +92,8 @@ def start(options: Options) -> Iterator[Run]:
     utils.keep_memory()
     utils.reseed(device, options.manualSeed, "weights")
 
-    new = ranks.first and not options.folder.exists()
+    # The folders that this run would make, the innermost first.
+    made = [path for path in (options.folder, *options.folder.parents[:2]) if not path.exists()]
     lock = folder.Lock(options.folder)
     held = lock if ranks.first else contextlib.nullcontext()
 
@@ -109,8 +111,8 @@ def start(options: Options) -> Iterator[Run]:
             leave()
         except (Refused, Interrupted):
             # Nothing half-written where nothing was.
-            if new:
-                folder.remove_empty(options.folder)
+            if made and ranks.first:
+                folder.remove_empty(options.folder, made)
             raise
 
 
@@ -242,7 +244,13 @@ def _warn_of_absent(classes: Sequence[str], test: Images) -> None:
 def split_path(options: Options) -> Path:
     """Return the file that keeps the split of the folder, for all runs."""
     where = Path(options.data_dir or ".").resolve()
-    return Path(options.expDir, options.dataset, f"split-{key(str(where)):016x}.csv")
+    folder_key = f"{key(str(where)):016x}"
+    kept = Path(options.expDir, options.dataset)
+    before = kept / f"split-{folder_key}.csv"
+    # Runs of before kept one split a folder, which one of another share replaced.
+    if before.exists() and read_split(before, options.valShare):
+        return before
+    return kept / f"split-{folder_key}-{options.valShare:g}.csv"
 
 
 AnyLoader = ArrayLoader | FileLoader
@@ -503,7 +511,9 @@ def _refuse_other(spec: Spec, saved: Saved) -> None:
         if was == now:
             continue
         if name == "classes":
-            was, now = f"{len(was)} classes", f"{len(now)} classes or other names"
+            gone, new = sorted({*was} - {*now}), sorted({*now} - {*was})
+            was = f"{len(was)}, with {listed(gone)}" if gone else f"{len(was)}"
+            now = f"{len(now)}, with {listed(new)}" if new else f"{len(now)}"
         raise Refused(
             f"{saved.path} has {shown} {was}, not {now}: leave that as it was, or name another "
             "--expID"
@@ -711,7 +721,8 @@ def _describe_files(options: Options, sides: Sequence[Images]) -> dict[str, str]
     if left_out:
         lines["left out"] = told(left_out).removeprefix("; left out: ")
     if options.data_dir and files and options.dataset in FOLDERS and not options.storage:
-        alone = [f"{name}/" for name in folders.left_alone(options.data_dir)]
+        tested = "other" if options.part == "test" else "test"
+        alone = [f"{name}/" for name in folders.left_alone(options.data_dir, tested)]
         if alone:
             lines["beside"] = f"{listed(alone)}: images that are not read"
     looked_at, carrying = turns(files)

@@ -8,12 +8,14 @@ weights, with the rest as its metadata.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -75,7 +77,11 @@ def metadata(network: model.Network, source: str) -> dict[str, str]:
     }
     known |= {name: str(value) for name, value in spec.items()}
     value = weights.read(source)
-    known["record"] = json.dumps(value.get("record") or {})
+    record = value.get("record")
+    try:
+        known["record"] = json.dumps(record or {})
+    except (TypeError, ValueError, RuntimeError):
+        raise Refused(f"{source}: its record is no plain data") from None
     return known | {"torch": str(torch.__version__), "program": "multi-gpu-torch"}
 
 
@@ -110,8 +116,10 @@ def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callabl
         Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count()
     )
     # Open files: torch doubts a path that does not end in .pt2, as a temporary one does not.
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(about)})
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(about)})
+    # Not by torch itself, which aborts the process where the disk is full.
+    path.write_bytes(buffer.getbuffer())
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -165,7 +173,9 @@ def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -
     worst = 0.0
     for count in BATCHES:
         images = _examples(network, count)
-        worst = max(worst, (run(images) - Probabilities(network)(images)).abs().max().item())
+        apart = (run(images) - Probabilities(network)(images)).abs().max().item()
+        # NaN is larger than nothing: max would drop it.
+        worst = apart if not apart <= worst else worst
     if not worst <= CLOSE:
         raise Failed(
             f"{path} gives probabilities that differ by {worst:.2g}, more than {CLOSE:g}: it was "
@@ -183,6 +193,24 @@ def export(source: str, kind: str, out: Path) -> float:
     refuse_target(out, source)
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
+    with _room(out):
+        return _export(source, kind, out)
+
+
+@contextlib.contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Turn a disk that cannot take the file into one line: each library has its own error."""
+    try:
+        yield
+    except OSError as error:
+        raise Failed(f"cannot write {out}: {error.strerror or error}") from None
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise Failed(f"cannot write {out}: {error}") from None
+
+
+def _export(source: str, kind: str, out: Path) -> float:
     network = model.load(source)
     about = metadata(network, source)
     # Run beside the network before it takes its name: a wrong file is never left.

@@ -359,21 +359,43 @@ def load_weights(network: Network, value: Plain, source: str) -> list[str]:
     spec, own = network.spec, network.state_dict()
     state = weights.state_of(value, source, spec.net_type, own)
     other_shape = [name for name in own if name in state and own[name].shape != state[name].shape]
-    fresh = [n for n in other_shape if _is_last(own[n], state[n], len(spec.classes))]
+    fresh = [
+        n
+        for n in other_shape
+        if n.startswith("body.") and _is_last(own[n], state[n], len(spec.classes))
+    ]
     misfits = _misfits(own, state, spec.net_type)
     misfits += [_shapes(n, state[n], own[n]) for n in other_shape if n not in fresh]
     # Four lines name the cause; eighty would hide it.
     if misfits:
         more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
         raise Refused(f"{source} does not fit {spec.net_type}: {'; '.join(misfits[:4])}{more}")
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise Refused(f"{source} holds weights that are not finite: {name}")
 
     fresh += [name for name in own if name not in state]
     known = {n: tensor for n, tensor in state.items() if n in own and n not in fresh}
-    network.load_state_dict(own | known)
+    network.load_state_dict(own | _fitting(own, known, source))
     return fresh
+
+
+def _fitting(own: dict[str, Tensor], known: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return the tensors in the network's own types. Raises Refused for what is lost on the way."""
+    fitting = {}
+    for name, tensor in known.items():
+        wanted = own[name].dtype
+        if tensor.dtype == wanted:
+            cast = tensor
+        elif tensor.is_floating_point() and wanted.is_floating_point and tensor.dtype.itemsize > 1:
+            cast = tensor.to(wanted)
+        else:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise Refused(f"{source}: {name} is {kind}, not {str(wanted).removeprefix('torch.')}")
+        if not torch.isfinite(cast).all():
+            raise Refused(f"{source} holds weights that are not finite: {name}")
+        fitting[name] = cast
+    deviation = fitting.get("normalise.std")
+    if deviation is not None and not (deviation > 0).all():
+        raise Refused(f"{source}: normalise.std is not above 0")
+    return fitting
 
 
 def _misfits(own: dict[str, Tensor], state: dict[str, Tensor], net_type: str) -> list[str]:

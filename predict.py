@@ -94,7 +94,7 @@ def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
 
 def _listed_paths() -> Iterator[str]:
     """Yield the paths on standard input, of lists made on any system."""
-    for line in sys.stdin:
+    for line in sys.stdin or ():
         path = line.rstrip("\r\n").removeprefix("\ufeff")
         if path.strip():
             yield os.path.expanduser(path)
@@ -151,6 +151,21 @@ def _ranking(scores: Tensor, names: tuple[str, ...], top: int) -> list[tuple[str
     return [(names[k], v) for v, k in zip(values.tolist(), labels.tolist(), strict=True)]
 
 
+def _refuse_targets(arguments: argparse.Namespace) -> None:
+    """Raise Refused where a file to write is one that is read, or cannot be written."""
+    targets = [path for path in (arguments.csv, arguments.sheet) if path]
+    if len(targets) == 2 and os.path.realpath(targets[0]) == os.path.realpath(targets[1]):
+        raise Refused(f"--csv and --sheet both name {targets[0]}: name two files")
+    for path in targets:
+        refuse_target(path, arguments.file)
+        for named in map(os.path.expanduser, arguments.images):
+            is_image = path.lower().endswith(folder.ENDINGS) and os.path.exists(path)
+            if not os.path.isdir(named):
+                refuse_target(path, named)
+            elif is_image and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(named)):
+                raise Refused(f"{path} is an image that is read: name another to write")
+
+
 def draw_sheet(predictions: list[Prediction], path: Path) -> None:
     """Draw images with their most probable class."""
     from report import pictures
@@ -178,9 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     needs_output = not (arguments.csv or arguments.sheet)
 
     with clear_errors(LIMIT_WAYS):
-        for path in (arguments.csv, arguments.sheet):
-            if path:
-                refuse_target(path, arguments.file)
+        _refuse_targets(arguments)
         network = model.load(arguments.file)
         rows: list[list[object]] = []
         shown: list[Prediction] = []

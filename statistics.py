@@ -106,12 +106,14 @@ def main() -> None:
     """Print mean and standard deviation for the options of main.py."""
     import configs
     import opts
+    from base import process
     from base.errors import clear_errors
 
     with clear_errors():
         options = opts.parse()
         mean, std = configs.statistics(options, *configs.open_both(options)[:1])
         print(json.dumps({"mean": mean, "std": std}))
+        process.refuse_lost()
 
 
 if __name__ == "__main__":

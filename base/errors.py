@@ -111,7 +111,13 @@ def clear_errors(ways_out: Mapping[str, str] | None = None) -> Iterator[None]:
         # The machine's limits, which no file is to blame for.
         if error.errno not in SCARCE:
             raise
-        _exit(error.strerror or str(error), 1)
+        more = ": raise `ulimit -n`" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        _exit(f"{error.strerror or error}{more}", 1)
+    except RuntimeError as error:
+        # torch's words for the same.
+        if "Too many open files" not in str(error):
+            raise
+        _exit("too many open files: raise `ulimit -n`, or lower the number of workers", 1)
 
 
 def with_way_out(message: str, limit: str, ways_out: Mapping[str, str] | None) -> str:

@@ -105,6 +105,18 @@ def is_special(path: str | os.PathLike[str]) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def refuse_foreign(path: Path, heading: list[str]) -> None:
+    """Raise Refused where a CSV file of that name is someone else's: its first line is another."""
+    if not path.exists():
+        return
+    try:
+        first = read_text(path).splitlines()[:1]
+    except (OSError, ValueError):
+        first = []
+    if first != [",".join(heading)]:
+        raise Refused(f"{path} is not of this program, which would replace it: move it away")
+
+
 def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] = "") -> None:
     """Raise Refused where no file can be written to `path`: said before hours of work, not after.
 
@@ -131,6 +143,9 @@ def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:
     """
     # Not to wait for a pipe's other end.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("not a regular file")
@@ -152,15 +167,18 @@ def _mode_for(target: Path) -> int:
     return 0o666 & ~_umask()
 
 
-@functools.cache
 def _umask() -> int:
-    """Return this process's umask, as it was first. Linux tells; elsewhere it has to be set to be
-    seen.
-    """
+    """Return this process's umask, which Linux tells."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
+    return _first_umask()
+
+
+@functools.cache
+def _first_umask() -> int:
+    """Return the umask by setting it, once: another thread may be making a file meanwhile."""
     current = os.umask(0o077)
     os.umask(current)
     return current

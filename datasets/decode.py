@@ -77,7 +77,7 @@ def size(data: bytes, most: int = MAX_PIXELS, *, turn: bool = False) -> tuple[in
 def orientation(data: bytes) -> int:
     """Return the EXIF orientation, 1 (as stored) to 8; 1 where there is none that can be read."""
     # Most files have none at all, which is seen at once.
-    if data.startswith(JPEG) and b"Exif\0\0" not in data[: 1 << 17]:
+    if data.startswith(JPEG) and b"Exif\0\0" not in data:
         return 1
     try:
         with _lenient(), _open(data) as image:
@@ -284,4 +284,7 @@ def _reason(error: Exception, data: bytes) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not a JPEG, PNG, WebP, BMP, GIF or TIFF image (it starts with {data[:8]!r})"
+    if isinstance(error, KeyError):
+        # simplejpeg's, of a colour space that it did not get to.
+        return "the JPEG's header is cut or damaged"
     return str(error).strip().replace("\n", " ") or type(error).__name__

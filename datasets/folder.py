@@ -79,7 +79,12 @@ def _no_part(data_dir: str, part: str) -> Refused:
         part = "test"
     names = " or ".join(f"{name[0]}/" for name in PARTS[part])
     found = f"{data_dir} has no folder {names} with class folders"
-    flat = [f"{name}/" for name in folders_in(unwrapped(data_dir)) if name.lower() in PART_NAMES]
+    root = unwrapped(data_dir)
+    flat = [
+        f"{name}/"
+        for name in folders_in(root)
+        if name.lower() in PART_NAMES and not is_part(os.path.join(root, name))
+    ]
     if flat:
         found += f" (in {', '.join(flat)} images lie side by side)"
     wanted = f"put images in {data_dir}/{PARTS[part][0][0]}/<class>/"
@@ -211,10 +216,13 @@ def _holds_parts(path: str) -> bool:
     )
 
 
-def left_alone(data_dir: str) -> list[str]:
-    """Return the folders beside the parts in use that hold images, which nobody reads."""
+def left_alone(data_dir: str, tested: str = "test") -> list[str]:
+    """Return the folders beside the parts in use that hold images, which nobody reads.
+
+    tested: the part that is tested on.
+    """
     root = unwrapped(data_dir)
-    used = [find_part(data_dir, part) for part in ("train", "test")]
+    used = [find_part(data_dir, part) for part in ("train", tested)]
     if not any(used):
         return []
     taken = [os.path.realpath(path) for path in used if path]

@@ -59,7 +59,7 @@ def _load_plain(path: str) -> Plain:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "global" not in str(error):
+        if "global" not in str(error).lower().replace("globals", ""):
             raise _damaged(path, error) from None
         save = "torch.save(network.state_dict(), FILE) where it was made writes what can be"
         raise Refused(f"{path} holds more than weights, which is not read: {save}") from None
@@ -69,6 +69,9 @@ def _load_plain(path: str) -> Plain:
 
 def _damaged(path: str, error: Exception) -> Damaged:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # torch's advice is to run what is in the file.
+    if "weights_only" in reason:
+        reason = "it cannot be read as plain data"
     return Damaged(f"{path} is damaged or no file of weights: {printable(reason)}")
 
 
@@ -89,7 +92,7 @@ def _read_safetensors(path: str) -> Plain:
             about = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _ours(state, about) if about.get("program") == "multi-gpu-torch" else state
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from None
 
 
@@ -125,7 +128,8 @@ def state_of(
     if spec is not None:
         if spec["netType"] != name:
             raise Refused(f"{source} holds {spec['netType']}, not {name}", limit="network")
-        averaged = (value.get("updater") or {}).get("averaged")
+        updater = value.get("updater")
+        averaged = updater.get("averaged") if isinstance(updater, dict) else None
         value = averaged if isinstance(averaged, dict) and averaged else value.get("network")
 
     state = without_prefix(_unwrapped(value, source), wanted)
@@ -144,16 +148,31 @@ def _unwrapped(value: Plain, source: str) -> dict[str, Tensor]:
     """Return the state dict that others wrap. Raises Refused where there is none."""
     inner: Any = value
     while isinstance(inner, dict):
-        found = next((inner[key] for key in WRAPPERS if isinstance(inner.get(key), dict)), None)
+        found = next((inner[key] for key in WRAPPERS if _holds_tensors(inner.get(key))), None)
         if not found:
             break
         inner = found
 
     # How often weights were averaged stands beside them.
     state = {k: v for k, v in inner.items() if k != "n_averaged"} if isinstance(inner, dict) else {}
-    if not state or not all(isinstance(v, Tensor) for v in state.values()):
+    named = all(isinstance(name, str) for name in state)
+    if not state or not named or not all(isinstance(v, Tensor) for v in state.values()):
         raise Refused(f"{source} holds no weights: checkpoints, snapshots and state dicts do")
+    for name, tensor in state.items():
+        is_plain = tensor.layout == torch.strided and not tensor.is_quantized
+        if not is_plain or tensor.device.type != "cpu":
+            raise Refused(f"{source}: {name} is no plain tensor: save it dense and on the CPU")
+        # A few bytes may claim to be a million million numbers.
+        if tensor.numel() * tensor.element_size() > max(64, tensor.untyped_storage().nbytes()):
+            raise Refused(f"{source}: {name} is larger than what is stored of it")
     return state
+
+
+def _holds_tensors(value: Plain) -> bool:
+    """True for a dict with tensors in it, or in a dict of its own."""
+    if not isinstance(value, dict):
+        return False
+    return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value.values())
 
 
 def without_prefix(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
@@ -173,4 +192,10 @@ def without_prefix(state: dict[str, Tensor], wanted: Collection[str]) -> dict[st
 
     prefix = prefixes.most_common(1)[0][0]
     start = f"{prefix}." if prefix else ""
-    return {name.removeprefix(start): tensor for name, tensor in state.items()}
+    result: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix(start)
+        if plain in result:
+            raise Refused(f"{plain} is there twice, once as {start}{plain}: leave one in the file")
+        result[plain] = tensor
+    return result

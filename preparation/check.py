@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from base.errors import Refused, reason_of
-from base.files import read_rows, write_rows
+from base.files import read_rows, refuse_foreign, write_rows
 from base.text import printable
 from datasets import decode, listing
 from datasets.images import FileImages, Limits
@@ -18,6 +18,8 @@ from preparation.each import each, images_of
 
 MANIFEST = "manifest.csv"
 BAD = "bad_images.csv"
+BAD_HEADING = ["path", "reason"]
+HEADING = ["path", "bytes", "sha256", "width", "height"]
 # Bad images that are printed too.
 SHOWN = 20
 
@@ -61,6 +63,8 @@ def check(data_dir: str, processes: int, limits: Limits, out: str | None = None)
         place.mkdir(parents=True, exist_ok=True)
     if not os.access(place, os.W_OK):
         raise Refused(f"{place} is read-only for this user", limit="lists")
+    refuse_foreign(place / BAD, BAD_HEADING)
+    refuse_foreign(place / MANIFEST, HEADING)
     images = images_of(data_dir, limits)
     count = len(images)
     work = functools.partial(check_one, images)
@@ -68,14 +72,13 @@ def check(data_dir: str, processes: int, limits: Limits, out: str | None = None)
     bad = [image for image in found if image.reason]
     listed = place / BAD
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
-    write_rows(listed, ["path", "reason"], rows)
+    write_rows(listed, BAD_HEADING, rows)
 
     path = place / MANIFEST
     # A manifest that is there is never overwritten: it is what the images are compared with.
     differences = compare(path, found) if path.exists() else []
     if not path.exists():
-        heading = ["path", "bytes", "sha256", "width", "height"]
-        write_rows(path, heading, ([printable(image.name), *image[1:5]] for image in found))
+        write_rows(path, HEADING, ([shown(image.name), *image[1:5]] for image in found))
 
     total = sum(image.size for image in found)
     left_out = listing.told(images.left_out)
@@ -93,13 +96,18 @@ def check(data_dir: str, processes: int, limits: Limits, out: str | None = None)
     return 1 if bad or differences else 0
 
 
+def shown(name: str) -> str:
+    """Return a name as the manifest has it: on one line, and another for every other name."""
+    return printable(name.replace("\\", "\\\\"))
+
+
 def compare(path: Path, found: list[Checked]) -> list[str]:
     """Return a line for each changed, missing and new image.
 
     Raises Refused for a manifest that cannot be read.
     """
     before = {row.get("path"): row.get("sha256") for row in read_rows(path)}
-    now = {printable(image.name): image.digest for image in found}
+    now = {shown(image.name): image.digest for image in found}
     lines = [f"changed: {name}" for name in now if name in before and before[name] != now[name]]
     lines += [f"missing: {name}" for name in before if name not in now]
     return lines + [f"new: {name}" for name in now if name not in before]

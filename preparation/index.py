@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from base.errors import Refused
+from base.errors import Failed, Refused
 from base.files import is_special, refuse_target, replacing, write_json
 from base.text import printable
 from datasets import dbcollection, folder, hdf5
@@ -55,8 +55,12 @@ def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
     refuse_target(path)
     if is_special(path):
         raise Refused(f"{path} is no regular file: HDF5 needs one", limit="out")
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
-        fill(file)
+    try:
+        with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+            fill(file)
+    except OSError as error:
+        # HDF5's own words for a full disk are many.
+        raise Failed(f"cannot write {path}: {str(error).splitlines()[0]}") from None
 
 
 def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from base.arguments import LIMIT_WAYS
-from base.errors import OverLimit, reason_of, with_way_out
-from base.files import read_rows
+from base.errors import OverLimit, Refused, reason_of, with_way_out
+from base.files import read_rows, refuse_foreign
 from base.text import listed, printable
 from datasets import DATASETS, decode, folder, listing
 from datasets.images import FileImages, Limits
-from preparation.check import MANIFEST
+from preparation.check import HEADING, MANIFEST, shown
 
 # Files whose headers are read, evenly over all.
 MAX_HEADERS = 2000
@@ -109,13 +109,17 @@ def _from_manifest(images: FileImages) -> Sizes | None:
     for place, prefix in ((where, ""), (where.parent, f"{where.name}/")):
         if not (place / MANIFEST).exists():
             continue
-        rows = {row["path"]: row for row in read_rows(place / MANIFEST)}
         found = Sizes()
-        for name in images.names:
-            row = rows.get(prefix + name)
-            if row is not None and int(row["width"]):
-                found.sides.append((int(row["width"]), int(row["height"])))
-                found.lengths.append(int(row["bytes"]))
+        try:
+            refuse_foreign(place / MANIFEST, HEADING)
+            rows = {row["path"]: row for row in read_rows(place / MANIFEST)}
+            for name in images.names:
+                row = rows.get(shown(prefix + name))
+                if row is not None and int(row["width"]):
+                    found.sides.append((int(row["width"]), int(row["height"])))
+                    found.lengths.append(int(row["bytes"]))
+        except (Refused, ValueError, TypeError):  # someone else's, or spoilt: headers are read then
+            return None
         return found
 
     return None

@@ -15,10 +15,11 @@ import torch
 
 from augmentation.resize import resize
 from base.errors import Refused, reason_of
-from base.files import write_rows
+from base.files import refuse_foreign, write_rows
 from base.text import printable
 from datasets import decode
 from datasets.images import FileImages, Limits
+from preparation.check import BAD, BAD_HEADING
 from preparation.each import each, images_of
 
 
@@ -51,6 +52,7 @@ def shrink(data_dir: str, out: str, options: Options, limits: Limits) -> int:
     if source == target or source in target.parents or target in source.parents:
         raise Refused(f"{out} and {data_dir} must be apart", limit="out")
 
+    refuse_foreign(target / BAD, BAD_HEADING)
     images = images_of(data_dir, limits)
     count = len(images)
     work = functools.partial(copy_one, images, str(target), options)
@@ -58,7 +60,7 @@ def shrink(data_dir: str, out: str, options: Options, limits: Limits) -> int:
     bad = [image for image in found if image.reason]
     target.mkdir(parents=True, exist_ok=True)
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
-    write_rows(target / "bad_images.csv", ["path", "reason"], rows)
+    write_rows(target / BAD, BAD_HEADING, rows)
 
     before, after = sum(image.before for image in found), sum(image.after for image in found)
     megabytes = f"{before / 1e6:.1f} MB became {after / 1e6:.1f} MB"
@@ -85,7 +87,7 @@ def copy_one(images: FileImages, target: str, options: Options, index: int) -> C
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     # Not synced one by one: a copy that a crash spoils is made again.
-    temporary = os.path.join(folder, f".{os.path.basename(name)}.{os.getpid()}.tmp")
+    temporary = os.path.join(folder, f".{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(smaller)

@@ -1,6 +1,7 @@
 """What a pass and an epoch leave in numbers: lines of log.jsonl, the content of test.json."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,4 +100,9 @@ def join(trained: TrainMetrics, tested: TestMetrics, **others: Any) -> EpochReco
 def _without_absent(metrics: TestMetrics | EpochRecord) -> Json:
     """Return the values by name; counts of bad images only where there were some."""
     values = dataclasses.asdict(metrics)
+    # JSON has no word for what is not finite.
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
     return {name: v for name, v in values.items() if not (name.endswith("_left_out") and v is None)}

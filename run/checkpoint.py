@@ -227,7 +227,9 @@ class Saver:
             free = free_bytes(self.folder)
             self.problem = f"cannot save {path}: {_cause(error)}; {free} bytes are free there"
             return
-        for old in steps(self.folder)[: -self.keep]:
+        # A damaged one of a later step, which the run could not resume from, counts for none.
+        before = [old for old in steps(self.folder) if int(old.stem[5:]) <= step]
+        for old in before[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def wait(self) -> None:

@@ -71,9 +71,12 @@ class Lock:
             raise Refused(f"{folder} is in use by {holder}", limit="in use") from None
 
         # Who holds the lock writes down who it is, for the message of whoever comes second.
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self.file.flush()
+        try:
+            self.file.truncate(0)
+            self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self.file.flush()
+        except OSError as error:
+            raise Refused(f"cannot write to {folder}: {error.strerror}", limit="folder") from None
         return self
 
     def is_lost(self) -> bool:
@@ -149,12 +152,10 @@ def clear_folder(folder: Path) -> None:
         (folder / "checkpoints").rmdir()
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove a run's folder in which nothing was written, and the two above it where they are
-    empty.
-    """
+def remove_empty(folder: Path, made: list[Path]) -> None:
+    """Remove a run's folder in which nothing was written, and those above it that it made."""
     (folder / "lock").unlink(missing_ok=True)
-    for path in (folder, *folder.parents[:2]):
+    for path in made:
         with contextlib.suppress(OSError):
             path.rmdir()
 
