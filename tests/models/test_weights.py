@@ -192,3 +192,75 @@ def test_published_weights_lie_where_torch_keeps_them(
     other = model.create("squeezenet1_0", 1000, 224)
     assert model.load_weights(other, weights.read(path), path) == []
     assert all(torch.equal(v, body_of(theirs)[n]) for n, v in body_of(other).items())
+
+
+def changed(network: model.Network, name: str, value: Tensor) -> Body:
+    return body_of(network) | {name: value}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: (w * 127).to(torch.int8), "is int8, not float32"),
+        (lambda w: w > 0, "is bool, not float32"),
+        (lambda w: w.to(torch.complex64), "is complex64, not float32"),
+        (lambda w: w.to(torch.float8_e4m3fn), "is float8_e4m3fn, not float32"),
+        (lambda w: w.double() * 1e300, "not finite"),
+        (lambda w: torch.full_like(w, float("nan")), "not finite"),
+        (lambda w: w.to_sparse(), "no plain tensor"),
+        (lambda w: torch.zeros(1).expand(10**12), "larger than what is stored"),
+        (lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8), "no plain tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_of_other_kinds_are_refused_by_name(
+    change,
+    said: str,
+    network: model.Network,
+    tmp_path: Path,  # type: ignore[no-untyped-def]
+) -> None:
+    name = next(name for name in body_of(network) if name.endswith("weight"))
+    path = str(tmp_path / "theirs.pth")
+    torch.save(changed(network, name, change(body_of(network)[name])), path)
+    with refused_with(f"{name}.*{said}|{said}.*{name}"):
+        model.load_weights(network, weights.read(path), path)
+
+
+@pytest.mark.parametrize("value", [{0: torch.zeros(2)}, {("a", 1): torch.zeros(2)}])
+def test_names_that_are_no_text_are_no_weights(
+    value: dict, network: model.Network, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "theirs.pth")
+    torch.save(value, path)
+    with refused_with("holds no weights"):
+        model.load_weights(network, weights.read(path), path)
+
+
+def test_weights_beside_other_dicts_are_found(network: model.Network, tmp_path: Path) -> None:
+    path = str(tmp_path / "theirs.pth")
+    body = body_of(network)
+    for value in (
+        {"state_dict": body, "ema": {"decay": 0.99}},
+        {"state_dict_ema": {}, "state_dict": body},
+    ):
+        torch.save(value, path)
+        assert model.load_weights(network, weights.read(path), path) == []
+
+
+@pytest.mark.parametrize("first", ["", "module."])
+def test_weights_that_are_there_twice_are_refused(
+    first: str, network: model.Network, tmp_path: Path
+) -> None:
+    body, path = body_of(network), str(tmp_path / "theirs.pth")
+    second = "" if first else "module."
+    torch.save(prefixed(body, first) | prefixed(body, second), path)
+    with refused_with("is there twice|is unknown"):
+        model.load_weights(network, weights.read(path), path)
+
+
+def test_a_deviation_of_nothing_is_refused(network: model.Network, tmp_path: Path) -> None:
+    network.normalise.std[1] = 0
+    path = tmp_path / "best.pt"
+    torch.save({"model": network.spec.to_plain(), "network": network.state_dict()}, path)
+    with refused_with("normalise.std is not above 0"):
+        model.load(str(path))
