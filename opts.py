@@ -456,7 +456,7 @@ def _resumed(given: Values, parser: Parser) -> Options:
     for name, value in given.items():
         # What an older run does not say is as it was then: the default.
         before = stored.get(name, FIELDS[name].default)
-        if _settled(name, before) != _settled(name, value):
+        if name not in UNRECORDED and _settled(name, before) != _settled(name, value):
             options.changed[name] = (before, value)
         setattr(options, name, value)
     # The run lies where it was found, whatever it was called when it began.
