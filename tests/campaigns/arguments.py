@@ -157,6 +157,7 @@ def run_one(program: str, words: list[str], place: Path, home: Path) -> tuple[in
         status = 70
         try:
             os.setpgid(0, 0)
+            rig.forget_server()
             os.chdir(place)
             os.environ["HOME"] = str(home)
             nowhere = os.open(os.devnull, os.O_RDWR)

@@ -37,7 +37,8 @@ def test_a_wrong_continue_is_refused_and_harms_nothing(
     assert "has netType tiny, not alexnetbn" in refused(
         [*again, "--netType", "alexnetbn", "--expID", "tiny"], capsys
     )
-    assert "4 classes, not 5 classes" in refused([*again, "--synthetic", "200:5:20"], capsys)
+    said = refused([*again, "--synthetic", "200:5:20"], capsys)
+    assert "has classes 4, not 5, with pattern 4:" in said
     assert (rig.run_folder(finished) / "options.json").read_text() == before
     assert "resuming from" in rig.finish(again)
 

@@ -18,6 +18,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,7 @@ class Child:
         status = 70
         try:
             os.setpgid(0, 0)
+            forget_server()
             os.dup2(self.output.fileno(), 1)
             os.dup2(self.output.fileno(), 2)
             sys.stdout, sys.stderr = (
@@ -228,6 +230,14 @@ class Child:
             return self.said
         self.output.seek(0)
         return self.output.read()
+
+
+def forget_server() -> None:
+    """Let a forked child start a server of its own: it has inherited this process's."""
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+    server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
 
 
 def children(pid: int) -> list[int]:
