@@ -16,7 +16,15 @@ from changed_files import image_bytes, mutated
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from rig import Child, image_options, make_images, readers, scratch, script
+from rig import (
+    Child,
+    batches_in_shared_memory,
+    image_options,
+    make_images,
+    readers,
+    scratch,
+    script,
+)
 
 from datasets import decode
 from transforms import Window
@@ -97,10 +105,10 @@ def decodes(count: int, pick: random.Random) -> dict[str, Any]:
 
 def run(trials: int = 50, seed: int = 1) -> dict[str, Any]:
     pick = random.Random(seed)
-    shared = set(os.listdir("/dev/shm"))
+    shared = batches_in_shared_memory()
     with scratch() as base:
         found = epochs(trials, base, pick) | decodes(200 * trials, pick)
-    return found | {"left_in_shared_memory": len(set(os.listdir("/dev/shm")) - shared)}
+    return found | {"left_in_shared_memory": len(batches_in_shared_memory() - shared)}
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import (
     Child,
+    batches_in_shared_memory,
     checkpoint,
     fingerprint,
     finish,
@@ -39,7 +40,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
         ("trials", "killed", "stopped", "named_in_time", "saved", "equal", "orphans"), 0
     )
     slowest = {"killed": 0.0, "stopped": 0.0}
-    shared = set(os.listdir("/dev/shm"))
+    shared = batches_in_shared_memory()
     with scratch() as base:
         images = make_images(base / "images")
         more = [
@@ -86,7 +87,7 @@ def run(trials: int = 120, seed: int = 1) -> dict[str, Any]:
             if trial % 6 == 0:  # the run that goes on is the one that was not hurt
                 finish([*image_options(folder, images), *more, "--continue"])
                 counts["equal"] += fingerprint(folder) == expected
-    counts["left_in_shared_memory"] = len(set(os.listdir("/dev/shm")) - shared)
+    counts["left_in_shared_memory"] = len(batches_in_shared_memory() - shared)
     return counts | {f"slowest_{how}_seconds": round(took, 2) for how, took in slowest.items()}
 
 
