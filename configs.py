@@ -214,8 +214,7 @@ def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
         classes = data.open_images(options.dataset, options.data_dir, "train", **settings).classes
     settings["classes"] = list(classes)
     images = data.open_images(options.dataset, options.data_dir, part, **settings)
-    if list(images.classes) != list(classes):
-        images = relabelled(images, list(classes))
+    images = relabelled(images, list(classes))
     _set_limits(options, images)
     _warn_of_absent(images.classes, images)
     return images
@@ -387,16 +386,7 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
     """
     # Names for people are kept with the weights, where predict.py finds them.
     shown = display_names(images)
-    network = model.create(
-        options.netType,
-        images.classes,
-        options.cropSize,
-        stem=options.stem,
-        image_size=options.imageSize,
-        interpolation=options.interpolation,
-        exif=options.exif,
-        display_names=tuple(shown) if shown != images.classes else (),
-    )
+    network = model.build(_spec(options, images, tuple(shown) if shown != images.classes else ()))
     if options.netType not in OURS:
         model.refuse_size(network)
     if options.syncBN and run.ranks.world > 1:
@@ -411,6 +401,20 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
         run.console.say(f"--optimize changes nothing: {options.netType} repeats no blocks")
     with room_for("the network", run.step.device):
         return network.to(run.step.device).to(memory_format=torch.channels_last)
+
+
+def _spec(options: Options, images: Images, display_names: tuple[str, ...]) -> Spec:
+    """Return what the network of these options is, for these classes."""
+    return Spec(
+        options.netType,
+        tuple(images.classes),
+        options.imageSize,
+        options.cropSize,
+        options.stem,
+        options.interpolation,
+        options.exif,
+        display_names,
+    )
 
 
 def _initialise(options: Options, run: Run, network: Network, images: Images) -> None:
@@ -478,16 +482,7 @@ def make_tested_network(
     path = weights_path(options, run)
     assert path is not None
     shown = spec.display_names if spec is not None else ()
-    network = model.create(
-        options.netType,
-        images.classes,
-        options.cropSize,
-        stem=options.stem,
-        image_size=options.imageSize,
-        interpolation=options.interpolation,
-        exif=options.exif,
-        display_names=shown,
-    )
+    network = model.build(_spec(options, images, shown))
     fresh = model.load_weights(network, weights.read(path) if value is None else value, path)
     if missing := model.without_heads(network, fresh):
         classes = f"{images.where} has {len(images.classes)} classes"
