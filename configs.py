@@ -24,13 +24,14 @@ import model
 import opts
 import utils
 from base.archive import Plain
-from base.arguments import number_of
+from base.arguments import is_address, number_of
 from base.errors import Interrupted, Refused
 from base.randomness import key
 from base.text import listed, printable
 from data import ArrayLoader, FileLoader, Images
-from datasets import changes
+from datasets import changes, table
 from datasets import folder as folders
+from datasets.classes import chosen as chosen_classes
 from datasets.images import (
     FileImages,
     Limits,
@@ -41,13 +42,14 @@ from datasets.images import (
     turns,
 )
 from datasets.listing import told
+from datasets.remote import Cache
 from datasets.split import read as read_split
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
 from models import NETWORKS, OURS, weights
 from models.layers import SMALL
 from models.recompute import recompute
-from opts import FOLDERS, FREE, Options
+from opts import COLUMNED, FILES, FOLDERS, FREE, Options
 from report.console import Console
 from report.report import Report
 from run import checkpoint, folder, memory
@@ -175,8 +177,12 @@ def _image_settings(options: Options) -> dict[str, Any]:
     if options.valShare is not None:
         settings |= {"val_share": options.valShare, "seed": options.manualSeed}
         settings |= {"split_file": split_path(options), "limits": _limits(options)}
-    if options.dataset in FOLDERS:
+    if options.dataset in FILES:
         settings["index"] = Path(options.expDir, options.dataset)
+    if options.dataset in COLUMNED:
+        most = None if options.cacheGB is None else round(options.cacheGB * 1e9)
+        settings |= {"columns": options.columns, "labels": options.labels}
+        settings |= {"skip": options.badImages == "skip", "cache": Cache(options.cacheDir, most)}
     if options.storage:
         settings |= {"storage": options.storage, "source": options.dbcollection}
     if options.dataset == "synthetic":
@@ -192,13 +198,24 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
     settings = _image_settings(options)
     name, root = options.dataset, options.data_dir
     train = data.open_images(name, root, "train", **settings)
+    # The test part is opened by the classes that are there, and both are chosen from alike.
+    there = train.classes
+    train = _of_classes(options, train)
     if {composed(name) for name in classes} == {composed(name) for name in train.classes}:
         train = relabelled(train, list(classes))
-    test = data.open_images(name, root, "test", classes=train.classes, **settings)
+    test = data.open_images(name, root, "test", classes=there, **settings)
+    test = relabelled(_of_classes(options, test), train.classes)
     for images in (train, test):
         _set_limits(options, images)
     _warn_of_absent(train.classes, test)
     return train, test
+
+
+def _of_classes(options: Options, images: Images) -> Images:
+    """Return the images of the classes to train on. Raises Refused where one has none."""
+    if not isinstance(images, FileImages):
+        return images
+    return chosen_classes(images, options.classes, options.relabel)
 
 
 def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
@@ -208,13 +225,16 @@ def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
     """
     settings = _image_settings(options)
     part = "test"
-    if options.dataset in FOLDERS and not options.storage:
+    if options.dataset in FILES and not options.storage:
         part = "other" if options.part == "test" else "all"
+    chooses = options.classes is not None or options.relabel is not None
     if classes is None:
-        classes = data.open_images(options.dataset, options.data_dir, "train", **settings).classes
-    settings["classes"] = list(classes)
+        train = data.open_images(options.dataset, options.data_dir, "train", **settings)
+        settings["classes"], classes = train.classes, _of_classes(options, train).classes
+    elif not chooses:
+        settings["classes"] = list(classes)
     images = data.open_images(options.dataset, options.data_dir, part, **settings)
-    images = relabelled(images, list(classes))
+    images = relabelled(_of_classes(options, images), list(classes))
     _set_limits(options, images)
     _warn_of_absent(images.classes, images)
     return images
@@ -242,8 +262,9 @@ def _warn_of_absent(classes: Sequence[str], test: Images) -> None:
 
 def split_path(options: Options) -> Path:
     """Return the file that keeps the split of the folder, for all runs."""
-    where = Path(options.data_dir or ".").resolve()
-    folder_key = f"{key(str(where)):016x}"
+    where = options.labels or options.data_dir or "."
+    where = where if is_address(where) else str(Path(where).resolve())
+    folder_key = f"{key(where):016x}"
     kept = Path(options.expDir, options.dataset)
     before = kept / f"split-{folder_key}.csv"
     # Runs of before kept one split a folder, which one of another share replaced.
@@ -654,7 +675,9 @@ def resume(
         wanted=options.continue_,
     )
     if run.ranks.first:
-        split = split_path(options) if options.valShare is not None else None
+        split = None
+        if options.valShare is not None:
+            split = functools.partial(_write_split, options, train.images, test.images)
         run.record = functools.partial(
             folder.record,
             options=options.recorded(),
@@ -665,6 +688,14 @@ def resume(
         run.record(run.folder)
         changes.save(kept, sides, run.images)
     return progress
+
+
+def _write_split(options: Options, train: Images, test: Images, path: Path) -> None:
+    """Write the split as a table, which --dataset table reads."""
+    assert isinstance(train, FileImages)
+    assert isinstance(test, FileImages)
+    root = options.data_dir or os.path.dirname(options.labels or "")
+    table.write(path, {"train": train, "test": test}, root, escapes=True)
 
 
 def print_header(
@@ -711,15 +742,20 @@ def _describe_files(options: Options, sides: Sequence[Images]) -> dict[str, str]
     lines: dict[str, str] = {}
     files = [images for images in sides if isinstance(images, FileImages)]
     left_out: Counter[str] = Counter()
-    for images in {images.where: images for images in files}.values():
+    # Both sides of a split were listed as one.
+    for images in files[:1] if options.valShare is not None else files:
         left_out.update(images.left_out)
     if left_out:
         lines["left out"] = told(left_out).removeprefix("; left out: ")
-    if options.data_dir and files and options.dataset in FOLDERS and not options.storage:
+    on_disk = options.dataset in FOLDERS and not options.storage
+    if options.data_dir and files and on_disk and os.path.isdir(options.data_dir):
         tested = "other" if options.part == "test" else "test"
         alone = [f"{name}/" for name in folders.left_alone(options.data_dir, tested)]
         if alone:
             lines["beside"] = f"{listed(alone)}: images that are not read"
+    for images in files[:1]:
+        if images.packed is not None and (remark := images.packed.remark()):
+            lines["reading"] = remark
     looked_at, carrying = turns(files)
     if carrying:
         what = "followed" if options.exif == "apply" else "ignored: --exif apply turns them"

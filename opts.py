@@ -24,8 +24,10 @@ from base.arguments import (
     Field,
     Parser,
     allowed,
+    columns_of,
     core_count,
     described,
+    is_address,
     is_whole,
     kind_of,
     nearest,
@@ -62,9 +64,18 @@ WAYS_OUT = LIMIT_WAYS | {
     "in use": "wait for it, or choose another --expID",
     "holds a run": "resume it by --continue, remove it by --overwrite, or name another by --expID",
     "checkpoints": "restart with --overwrite",
-    "no split": "give --valShare 0.1 to split its class folders",
+    "no split": "give --valShare 0.1 to split it",
     "own split": "leave out --valShare",
     "data_dir": "give --data_dir DIR",
+    "shards": "give --dataset shards",
+    "parquet": "give --dataset parquet",
+    "table": "give --labels FILE",
+    "labels": "say where labels stand with --column label=NAME, or leave out what has none with "
+    "--badImages skip",
+    "bad rows": "mend them, or leave them out with --badImages skip",
+    "column": "name it with --column image=NAME, label=NAME or split=NAME",
+    "cache": "raise --cacheGB",
+    "cache folder": "name another --cacheDir",
     "dbcollection": "process the data set again, or give --dbcollection FILE",
     "GPUs": "lower --nGPU, or choose other GPUs with --GPU",
     "one CPU": "leave out --GPU -1 or --nGPU",
@@ -89,9 +100,46 @@ class Options:
     data_dir: str | None = option(
         None,
         DATA,
-        "folder of the images",
+        "folder, .zip file, pattern or address of the images",
         shown="~/.cache/multi-gpu-torch, where it is fetched",
         path=True,
+    )
+    labels: str | None = option(
+        None,
+        DATA,
+        "with --dataset table: the CSV, TSV or Parquet file of images and their labels",
+        shown="none",
+        path=True,
+    )
+    column: str | None = option(
+        None,
+        DATA,
+        "what a table, Parquet files or shards call image, label, split and name, "
+        "`image=path,label=species`; in shards `label=json.label`",
+        shown="by their usual names",
+    )
+    classes: str | None = option(
+        None,
+        DATA,
+        "classes to train on, in this order: `cat,dog`, or a .txt file with a name a line",
+        shown="all",
+    )
+    relabel: str | None = option(
+        None,
+        DATA,
+        "CSV file of classes and what they are called from now on: joins those called the same, "
+        "leaves out those called nothing",
+        shown="none",
+        path=True,
+    )
+    cacheDir: str = option(
+        "~/.cache/multi-gpu-torch/remote",
+        DATA,
+        "folder for copies of what --data_dir names at an address (s3://, https://)",
+        path=True,
+    )
+    cacheGB: float | None = option(
+        None, DATA, "most that copies may take, GB", low=0, shown="what the disk has"
     )
     storage: str | None = option(
         None,
@@ -285,6 +333,7 @@ class Options:
     steps: list[augmentation.Step] = dataclasses.field(default_factory=list, repr=False)
     save_interval: Every = dataclasses.field(default=Every(None, 10.0), repr=False)
     synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256), repr=False)
+    columns: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def source(self) -> Source:
@@ -332,12 +381,16 @@ FIELDS: dict[str, Field] = {
 }
 # Data sets that are folders of images.
 FOLDERS = ("folder", "ilsvrc2012")
+# Image files, whatever they lie in; those whose columns have names; those that may lie elsewhere.
+FILES = (*(name for name, source in DATASETS.items() if source.own), "ilsvrc2012")
+COLUMNED, ELSEWHERE = ("table", "shards", "parquet"), ("shards", "parquet")
 # They say what to do with a run, not what it is.
 UNRECORDED = {"continue_", "overwrite"}
 
 # Neither the weights nor the metrics depend on these: a run may resume with others and stays exact.
 FREE = {
     *("storage", "nThreads", "startMethod", "timeout"),
+    *("cacheDir", "cacheGB"),
     *("expDir", "expID", "snapshot", "saveEvery", "keep", "verbose", "logger", "histograms"),
     *UNRECORDED,
 }
@@ -467,7 +520,9 @@ def _resumed(given: Values, parser: Parser) -> Options:
 
 def _settled(name: str, value: Any) -> Any:
     """Return a value as it is compared: one folder has several names."""
-    return os.path.abspath(value) if FIELDS[name].metadata["path"] and value else value
+    if not FIELDS[name].metadata["path"] or not value or is_address(value):
+        return value
+    return os.path.abspath(os.path.expanduser(value))
 
 
 def _stored(name: str, value: object) -> Any:
@@ -506,6 +561,11 @@ def _wrong_texts(options: Options) -> Iterator[str]:
     else:
         options.synthetic_shape = (int(parts[0]), int(parts[1]), int(parts[2]))
 
+    try:
+        options.columns = columns_of(options.column)
+    except ValueError as error:
+        yield f"argument --column: {error}"
+
     freeze = options.freeze
     if freeze is not None and freeze != "features" and not (is_whole(freeze) and int(freeze)):
         form = "neither `features` nor a number of layers of at least 1"
@@ -538,9 +598,10 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield "--continue keeps the run, --overwrite removes it: leave one of them out"
     if options.pretrained and options.retrain:
         yield "--pretrained and --retrain exclude each other: name one source of weights"
-    if options.part != "val" and not (options.test and options.dataset in FOLDERS):
+    yield from _wrong_sources(options)
+    if options.part != "val" and not (options.test and options.dataset in FILES):
         yield f"--part {options.part} is of --test on a folder: leave it out"
-    if options.valShare is not None and options.dataset != "folder":
+    if options.valShare is not None and not options.source.own:
         own = f"{options.dataset} has test images of its own"
         yield f"--valShare splits a folder, {own}: leave it out"
     if options.stem != "fast" and options.netType not in OURS:
@@ -552,6 +613,22 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield "--syncBN is of ranks: give --parallel ranks, or leave it out"
     if options.nesterov and not (options.optimizer == "sgd" and options.momentum):
         yield "--nesterov is a form of SGD's momentum: leave it out, or set --momentum"
+
+
+def _wrong_sources(options: Options) -> Iterator[str]:
+    """Yield options that are of other sources of images than the one that is asked for."""
+    dataset = options.dataset
+    if dataset == "table" and not options.labels:
+        yield "--dataset table needs a table: give --labels FILE"
+    if options.labels and dataset != "table":
+        yield f"--labels is of --dataset table, not of {dataset}: leave it out, or give that"
+    if options.column and dataset not in COLUMNED:
+        yield f"--column is of {', '.join(COLUMNED)}, not of {dataset}: leave it out"
+    if options.data_dir and is_address(options.data_dir) and dataset not in ELSEWHERE:
+        yield f"--data_dir {options.data_dir}: {dataset} is read from a disk, not from an address"
+    for name in ("classes", "relabel"):
+        if getattr(options, name) and (dataset not in FILES or options.storage):
+            yield f"--{name} is of {', '.join(FILES)}, not of {dataset}: leave it out"
 
 
 def _wrong_with_ranks(options: Options) -> Iterator[str]:
@@ -571,9 +648,11 @@ def _wrong_with_ranks(options: Options) -> Iterator[str]:
 def _settle(options: Options) -> None:
     """Fill in what the data set decides, and make paths hold from any folder."""
     source = options.source
-    for name in ("data_dir", "dbcollection", "retrain"):
+    for name in ("data_dir", "dbcollection", "retrain", "labels", "relabel", "cacheDir"):
         if getattr(options, name):
-            setattr(options, name, os.path.abspath(getattr(options, name)))
+            setattr(options, name, _settled(name, getattr(options, name)))
+    if options.classes and options.classes.lower().endswith(".txt"):
+        options.classes = os.path.abspath(os.path.expanduser(options.classes))
     options.imageSize = options.imageSize or max(source.imageSize, options.cropSize or 0)
     options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
     options.nEpochs = options.nEpochs or source.nEpochs

@@ -28,7 +28,10 @@ def build_parser() -> Parser:
     about = "weights (best.pt, model_5.pt) or a checkpoint"
     parser.add_argument("file", type=path_of, help=about)
     parser.add_argument(
-        "images", nargs="+", help="images, folders, or - for paths on standard input"
+        "images",
+        nargs="+",
+        help="images, folders, .zip, .tar or .parquet files of images, or - for paths on "
+        "standard input",
     )
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     about = "also write path, rank, class, probability to this file"
@@ -56,7 +59,9 @@ import model
 from base.errors import Refused, clear_errors, with_way_out
 from base.files import refuse_target, write_rows
 from base.text import printable
-from datasets import folder, listing
+from datasets import folder, listing, parquet, shards, zipped
+from datasets.braces import expand
+from datasets.containers import unlabelled
 from datasets.images import FileImages, Limits
 from loading.plan import Plan
 from loading.workers import Reader, Task
@@ -77,15 +82,19 @@ class Prediction(NamedTuple):
 
 
 def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
-    """Yield the images to predict, argument by argument: files, folders, and for `-` the paths on
-    standard input.
+    """Yield the images to predict, argument by argument: files, folders, what holds many, and for
+    `-` the paths on standard input.
     """
     # Whoever names a file means what it links to.
     named = Limits(limits.bytes, limits.pixels, links=True)
     for argument in arguments:
         path = os.path.expanduser(argument)
-        if os.path.isdir(path):
+        if zipped.is_folder(path):
             yield _in_folder(path, limits)
+            continue
+        if path.lower().endswith((".tar", ".parquet")):
+            for container in expand(path):
+                yield _in_container(container, limits)
             continue
         paths = _listed_paths() if argument == "-" else iter([path])
         while batch := list(itertools.islice(paths, BATCH)):
@@ -110,7 +119,23 @@ def _in_folder(path: str, limits: Limits) -> FileImages:
         raise Refused(f"{root} has no image ({', '.join(folder.ENDINGS)}){left_out}")
     if left_out:
         print(f"{printable(root)}{left_out}", file=sys.stderr)
-    return _unlabelled([name.removeprefix("./") for name in names], root, limits)
+    images = _unlabelled([name.removeprefix("./") for name in names], root, limits)
+    archive = zipped.zip_of(root)
+    if archive is not None:
+        images.packed = zipped.Zip(archive[0])
+        images.rows = images.packed.rows_of(archive[1], images.names)
+    return images
+
+
+def _in_container(path: str, limits: Limits) -> FileImages:
+    """Return all images in a tar or Parquet file, whatever its name and their labels.
+
+    Raises Refused.
+    """
+    kind = shards.KIND if path.lower().endswith(".tar") else parquet.KIND
+    images = unlabelled(path, kind)
+    images.limits = limits
+    return images
 
 
 def _unlabelled(names: list[str], where: str, limits: Limits) -> FileImages:

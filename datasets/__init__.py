@@ -22,6 +22,8 @@ class Source:
     nEpochs: int
     augment: str
     about: str
+    # Image files of the user's own: --valShare can split them, and what was found is kept.
+    own: bool = False
 
 
 # The Torch7 suite's pipeline for photographs.
@@ -42,7 +44,35 @@ DATASETS = {
         224,
         55,
         PHOTOS,
-        "a folder of your own: data_dir/train/<class>/*.jpg",
+        "a folder or .zip file of your own: data_dir/train/<class>/*.jpg",
+        own=True,
+    ),
+    "table": Source(
+        "table:open_table",
+        256,
+        224,
+        55,
+        PHOTOS,
+        "image files by a table: --labels F.csv",
+        own=True,
+    ),
+    "shards": Source(
+        "shards:open_shards",
+        256,
+        224,
+        55,
+        PHOTOS,
+        "tar files of webdataset: data_dir/train-000000.tar",
+        own=True,
+    ),
+    "parquet": Source(
+        "parquet:open_parquet",
+        256,
+        224,
+        55,
+        PHOTOS,
+        "Parquet files of the Hugging Face hub: data_dir/train-00000-of-00001.parquet",
+        own=True,
     ),
     "mnist": Source("arrays:mnist", 28, 28, 10, DIGITS, "handwritten digits, fetched by pip"),
     "fashionmnist": Source(

@@ -1,5 +1,5 @@
-"""A folder of images: data_dir/train/<class>/* and data_dir/val/<class>/* (or test/), and ImageNet
-in that form.
+"""A folder of images: data_dir/train/<class>/* and data_dir/val/<class>/* (or test/), also within a
+.zip file; and ImageNet in that form.
 
 The rules stand in docs/datasets.md, "A folder of your own". In short: a class is a folder directly
 below a part, its name in Unicode's composed form; its images are all files below it that have an
@@ -9,15 +9,21 @@ image's ending; what is left out is counted.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
 from base.errors import Refused
 from base.randomness import key
-from datasets import listing
-from datasets.images import FileImages, Limits, composed
-from datasets.split import split
+from datasets import listing, zipped
+from datasets.containers import NoPart
+from datasets.images import FileImages, Limits, composed, refuse_unknown
+from datasets.split import side_of
+from datasets.zipped import Zip, zip_of
+
+# Of a folder, on the disk or in a .zip file.
+Entry = os.DirEntry[str] | zipped.Entry
 
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png"),
@@ -57,8 +63,10 @@ def open_folder(
     if data_dir is None:
         needed = "a folder with train/<class>/* and val/<class>/* is needed"
         raise Refused(needed, limit="data_dir")
-    if not Path(data_dir).is_dir():
-        raise Refused(f"there is no folder {data_dir}")
+    if not zipped.is_folder(data_dir):
+        raise Refused(_no_folder(data_dir))
+    if zip_of(data_dir) is None:
+        _refuse_containers(data_dir)
     # Two folders for one part are refused whichever part is asked for.
     for other in PARTS:
         find_part(data_dir, other)
@@ -71,6 +79,26 @@ def open_folder(
     if root is None:
         raise _no_part(data_dir, part)
     return list_images(root, classes, index, within=data_dir)
+
+
+def _no_folder(data_dir: str) -> str:
+    """Return what is said of a data_dir that is no folder."""
+    if not os.path.lexists(data_dir):
+        return f"there is no folder {data_dir}"
+    return f"{data_dir} is neither a folder nor a .zip file of class folders"
+
+
+def _refuse_containers(data_dir: str) -> None:
+    """Raise Refused for a folder whose images lie in files of another data set's kind."""
+    with os.scandir(data_dir) as entries:
+        endings = {os.path.splitext(e.name)[1].lower() for e in entries if not e.is_dir()}
+    if folders_in(data_dir):
+        return
+    found = f"{data_dir} has no class folders"
+    if ".tar" in endings:
+        raise Refused(f"{found}, it has .tar files", limit="shards")
+    if ".parquet" in endings:
+        raise Refused(f"{found}, it has .parquet files", limit="parquet")
 
 
 def _no_part(data_dir: str, part: str) -> Refused:
@@ -88,7 +116,7 @@ def _no_part(data_dir: str, part: str) -> Refused:
     if flat:
         found += f" (in {', '.join(flat)} images lie side by side)"
     wanted = f"put images in {data_dir}/{PARTS[part][0][0]}/<class>/"
-    return Refused(f"{found}: {wanted}", limit="" if part == "other" else "no split")
+    return NoPart(f"{found}: {wanted}", limit="" if part == "other" else "no split")
 
 
 def _side_of(
@@ -111,16 +139,7 @@ def _side_of(
     # The classes of both sides: one may lack some.
     images = list_images(root, classes, index, within=data_dir)
     images.limits = limits or images.limits
-    test = split(images, share, seed, split_file)
-    chosen = np.flatnonzero(~test if part == "train" else test)
-    side = images.chosen(chosen)
-    untrained = np.flatnonzero(
-        np.bincount(images.labels[~test], minlength=len(images.classes)) == 0
-    )
-    if len(untrained) and classes is None:
-        name = images.classes[untrained[0]]
-        raise Refused(f"the split leaves no image of '{name}' to train on: add some, or remove it")
-    return side
+    return side_of(images, part, share, seed, split_file)
 
 
 def ilsvrc2012(
@@ -150,13 +169,13 @@ def class_folders_of(data_dir: str) -> bool:
     """True for a folder of class folders, which has no parts."""
     root = unwrapped(data_dir)
     has_parts = any(find_part(data_dir, part) for part in ("train", "test"))
-    return os.path.isdir(root) and not has_parts and bool(folders_in(root))
+    return zipped.is_folder(root) and not has_parts and bool(folders_in(root))
 
 
 def find_part(data_dir: str, part: str) -> str | None:
     """Return the folder of one part, None where there is none. Raises Refused for two."""
     root = unwrapped(data_dir)
-    if not os.path.isdir(root):
+    if not zipped.is_folder(root):
         return None
     folders = folders_in(root)
     for names in PARTS[part]:
@@ -193,7 +212,7 @@ def unwrapped(data_dir: str) -> str:
     through.
     """
     seen = set()
-    while os.path.isdir(data_dir) and os.path.realpath(data_dir) not in seen:
+    while zipped.is_folder(data_dir) and os.path.realpath(data_dir) not in seen:
         seen.add(os.path.realpath(data_dir))
         folders = folders_in(data_dir)
         if len(folders) != 1 or _holds_images(data_dir):
@@ -260,7 +279,8 @@ def list_images(
     found = class_folders(root, left_out)
     _refuse_classes(list(found), classes, root)
     kept = None
-    if index is not None:
+    archive = zip_of(root)
+    if index is not None and archive is None:
         kept = index / f"index-{key(os.path.realpath(root)):016x}.npz"
 
     def scan(folders: str, record: listing.Scan) -> list[str]:
@@ -287,6 +307,9 @@ def list_images(
     own = np.array([numbers[name] for name in found], np.int64)
     labels = np.repeat(own, listed.counts)
     images = FileImages(listed.names, labels, every, root, within=within, left_out=left_out)
+    if archive is not None:
+        images.packed = Zip(archive[0])
+        images.rows = images.packed.rows_of(archive[1], list(listed.names))
     if kept is not None and images.facts.missing and listed.was_kept:
         # Files were removed although their folder seems unchanged: it is listed anew.
         kept.unlink(missing_ok=True)
@@ -310,16 +333,7 @@ def _refuse_classes(found: list[str], classes: list[str] | None, root: str) -> N
         names = ", ".join(same)
         raise Refused(f"{root} has classes {names}, which differ in case only: rename them")
 
-    known = {composed(name) for name in classes or found}
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        shown = ", ".join(f"'{name}'" for name in unknown[:5])
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        some = ", ".join(f"'{name}'" for name in sorted(known)[:5])
-        raise Refused(
-            f"{root} has {'a class' if len(unknown) == 1 else 'classes'} that training lacks: "
-            f"{shown}{more}; it knows {some}{', ...' if len(known) > 5 else ''}"
-        )
+    refuse_unknown(found, classes or found, root)
 
 
 def _refuse_few(found: list[str], root: str) -> None:
@@ -350,7 +364,7 @@ def folders_in(root: str, left_out: Counter[str] | None = None) -> list[str]:
     """
     left_out = Counter() if left_out is None else left_out
     names = []
-    with os.scandir(root) as entries:
+    with _scan(root) as entries:
         for entry in entries:
             is_folder = _is_folder(entry)
             if is_folder and not is_system(entry.name):
@@ -379,7 +393,7 @@ def image_files(
         raise Refused(f"{path} is a link to a folder above it: remove it")
     if scan is not None:
         scan.folders.append((relative, listing.stamp(path)))
-    with os.scandir(path) as entries:
+    with _scan(path) as entries:
         for entry in entries:
             name = entry.name
             is_folder = _is_folder(entry)
@@ -400,7 +414,7 @@ def has_images(path: str) -> bool:
 
 def _holds_images(path: str) -> bool:
     """True where an image lies directly in `path`."""
-    with os.scandir(path) as entries:
+    with _scan(path) as entries:
         return any(not _is_folder(e) and not kind_left_out(e.name, False) for e in entries)
 
 
@@ -419,7 +433,15 @@ def is_system(name: str) -> bool:
     return name.startswith(".") or name in SYSTEMS
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _scan(path: str) -> AbstractContextManager[Iterator[Entry]]:
+    """As os.scandir, also of a folder within a .zip file."""
+    try:
+        return os.scandir(path)
+    except NotADirectoryError:
+        return zipped.scan(path)
+
+
+def _is_folder(entry: Entry) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself: reading it says so

@@ -20,7 +20,6 @@ import torch
 
 from base.errors import OverLimit, Refused
 from base.files import read_text
-from base.text import listed
 from datasets import decode
 
 
@@ -99,6 +98,24 @@ class Limits:
     links: bool = False
 
 
+class Packed(Protocol):
+    """Containers that hold the bytes of many images. row: an image's number in them."""
+
+    def read(self, row: int, head: int, most: int) -> bytes:
+        """Return an image's bytes, or so many of its first ones (-1: all).
+
+        most: bytes that are allowed. Raises OSError, ValueError; OverLimit for a larger image.
+        """
+
+    def facts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what tells that these images changed, bytes and mtime in nanoseconds of each or
+        of its container, (n,) int64.
+        """
+
+    def remark(self) -> str:
+        """Return what a header tells of reading it, "" for nothing."""
+
+
 # Images whose size and time are looked at: of more, so many evenly spread ones.
 MAX_LOOKED_AT = 50_000
 
@@ -117,12 +134,14 @@ class Facts:
 
 @dataclass
 class FileImages:
-    """One file an image.
+    """Encoded images: one file each, or packed many in a file.
 
     names: paths relative to `where`; labels: (N,) int64 in [0, K); classes: K names.
 
     within: a folder above `where` that links may lead through too; "": `where` alone. left_out:
-    files and folders that are no images, by kind. turn: as EXIF's orientation says.
+    files and folders that are no images, by kind. turn: as EXIF's orientation says. packed: what
+    holds the bytes where an image is no file of its own, names are then shown only; rows: (N,) of
+    the images in it.
     """
 
     names: Sequence[str]
@@ -133,6 +152,8 @@ class FileImages:
     within: str = ""
     left_out: dict[str, int] = field(default_factory=dict)
     turn: bool = False
+    packed: Packed | None = None
+    rows: np.ndarray | None = None
     # Names are paths below `where`. Where they are not, files are not looked at beforehand.
     listed: ClassVar[bool] = True
     # Folders of images that were found to lie inside.
@@ -141,12 +162,19 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, index: int) -> str:
+        """Return what its source calls the image: a path, a member of an archive, a row."""
+        return self.names[index]
+
     def path(self, index: int) -> str:
+        """Return where the image lies, as messages have it."""
         return os.path.join(self.where, self.names[index])
 
     @functools.cached_property
     def facts(self) -> Facts:
         """Sizes and times of the files as they are now."""
+        if self.packed is not None and self.rows is not None:
+            return Facts(*self.packed.facts(self.rows), 0)
         sizes = np.full(len(self), -1, np.int64)
         times = sizes.copy()
         missing = 0
@@ -168,6 +196,9 @@ class FileImages:
 
     def status(self, index: int) -> tuple[int, int]:
         """Return the file's size and mtime as they are now, (-1, -1) where it cannot be found."""
+        if self.packed is not None and self.rows is not None:
+            sizes, times = self.packed.facts(self.rows[index : index + 1])
+            return int(sizes[0]), int(times[0])
         try:
             status = os.stat(self.path(index))
         except (OSError, ValueError):
@@ -178,6 +209,7 @@ class FileImages:
         """Return some of the images, (n,) indices, in this order."""
         names = Names([self.names[index] for index in indices])
         part = dataclasses.replace(self, names=names, labels=self.labels[indices], inside=set())
+        part.rows = None if self.rows is None else self.rows[indices]
         facts = self.facts
         part.facts = Facts(facts.sizes[indices], facts.times[indices], facts.missing)
         return part
@@ -191,6 +223,8 @@ class FileImages:
 
         Raises OSError, ValueError where it may not be read.
         """
+        if self.packed is not None and self.rows is not None:
+            return self.packed.read(int(self.rows[index]), head, self.limits.bytes)
         path = self.path(index)
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
@@ -200,9 +234,7 @@ class FileImages:
         # A pipe would block, a device act.
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("not a regular file")
-        if status.st_size > self.limits.bytes:
-            allowed = f"more than the {self.limits.bytes} allowed"
-            raise OverLimit(f"{status.st_size} bytes are {allowed}", "bytes")
+        refuse_large(status.st_size, self.limits.bytes)
 
         folder = os.path.dirname(path)
         # A folder may be a link too; each is looked at once.
@@ -231,6 +263,12 @@ class FileImages:
         real, within = os.path.realpath(path), self.within or self.where
         if not any(_below(real, os.path.realpath(root)) for root in (self.where, within)):
             raise OverLimit(f"a link to {real}, outside {within}", "links")
+
+
+def refuse_large(size: int, most: int) -> None:
+    """Raise OverLimit for an image of more bytes than are allowed."""
+    if size > most:
+        raise OverLimit(f"{size} bytes are more than the {most} allowed", "bytes")
 
 
 def _below(path: str, folder: str) -> bool:
@@ -295,17 +333,34 @@ def relabelled(
     numbers = {composed(name): label for label, name in enumerate(classes)}
     if len(numbers) < len(classes):
         raise Refused(f"{images.where}: two of its classes have one name, in another order now")
-    unknown = [name for name in images.classes if composed(name) not in numbers]
-    if unknown:
-        raise Refused(
-            f"{images.where} has classes that the weights lack: {listed(unknown)}; they know "
-            f"{listed(classes)}"
-        )
-    own = np.array([numbers[composed(name)] for name in images.classes], np.int64)
+    # A class that is declared and has no image is nobody's trouble.
+    labelled = images.labels[images.labels >= 0]
+    there = np.bincount(labelled, minlength=len(images.classes)) > 0
+    refuse_unknown(
+        [name for name, used in zip(images.classes, there, strict=True) if used],
+        classes,
+        images.where,
+    )
+    own = np.array([numbers.get(composed(name), -1) for name in images.classes], np.int64)
     # A copy of whatever kind it is, with what is known of its files.
     result = copy.copy(images)
-    result.labels, result.classes = own[images.labels], classes
+    result.labels = np.where(images.labels < 0, -1, own[images.labels])
+    result.classes = classes
     return result
+
+
+def refuse_unknown(found: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Raise Refused for classes that training, or the weights, lack."""
+    numbers = {composed(name) for name in known}
+    unknown = [name for name in found if composed(name) not in numbers]
+    if unknown:
+        shown = ", ".join(f"'{name}'" for name in unknown[:5])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        some = ", ".join(f"'{name}'" for name in sorted(numbers)[:5])
+        raise Refused(
+            f"{where} has {'a class' if len(unknown) == 1 else 'classes'} that training lacks: "
+            f"{shown}{more}; it knows {some}{', ...' if len(numbers) > 5 else ''}"
+        )
 
 
 def composed(name: str) -> str:

@@ -46,6 +46,23 @@ class Known:
     digest: str = ""
 
 
+def side_of(
+    images: FileImages, part: str, share: float, seed: int, kept: Path | None
+) -> FileImages:
+    """Return one side of a split, "train" or what is tested on. Raises Refused as `split`, and for
+    a class of which nothing is left to train on.
+    """
+    test = split(images, share, seed, kept)
+    count = len(images.classes)
+    there = np.bincount(images.labels, minlength=count) > 0
+    trained = np.bincount(images.labels[~test], minlength=count) > 0
+    untrained = np.flatnonzero(there & ~trained)
+    if len(untrained) and part == "train":
+        name = images.classes[untrained[0]]
+        raise Refused(f"the split leaves no image of '{name}' to train on: add some, or remove it")
+    return images.chosen(np.flatnonzero(~test if part == "train" else test))
+
+
 def split(images: FileImages, share: float, seed: int, kept: Path | None) -> np.ndarray:
     """Return (N,) bool: True for the images to test on.
 

@@ -1,4 +1,4 @@
-"""Decode every image of a folder and keep its SHA-256: later changes are then found, which no
+"""Decode every image and keep its SHA-256: later changes are then found, which no
 decoder would notice.
 """
 
@@ -6,6 +6,8 @@ import functools
 import hashlib
 import os
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +15,8 @@ from base.errors import Refused, reason_of
 from base.files import read_rows, refuse_foreign, write_rows
 from base.text import printable
 from datasets import decode, listing
-from datasets.images import FileImages, Limits
-from preparation.each import each, images_of
+from preparation.each import each
+from preparation.sources import Origin, Piece, items_of
 
 MANIFEST = "manifest.csv"
 BAD = "bad_images.csv"
@@ -35,8 +37,10 @@ class Checked(NamedTuple):
     reason: str
 
 
-def check_one(images: FileImages, index: int) -> Checked:
-    """Read and decode one image."""
+def check_one(pieces: Sequence[Piece], item: tuple[int, int]) -> Checked:
+    """Read and decode one image. item: number of its piece, and of the image in it."""
+    images, names = pieces[item[0]]
+    index = item[1]
     content = b""
     width = 0
     height = 0
@@ -49,26 +53,27 @@ def check_one(images: FileImages, index: int) -> Checked:
         reason = reason_of(error)
 
     digest = hashlib.sha256(content).hexdigest()
-    return Checked(images.names[index], len(content), digest, width, height, reason)
+    return Checked(names[index], len(content), digest, width, height, reason)
 
 
-def check(data_dir: str, processes: int, limits: Limits, out: str | None = None) -> int:
+def check(origin: Origin, processes: int, out: str | None = None) -> int:
     """Check all images, compare with the manifest that is there, or write it; return the exit
     status.
 
     out: the folder of the lists, where that of the images is read-only. Raises Refused.
     """
-    place = Path(out or data_dir)
+    where = origin.where
+    place = Path(out or (where if os.path.isdir(where) else os.path.dirname(where) or "."))
     if out is not None:
         place.mkdir(parents=True, exist_ok=True)
     if not os.access(place, os.W_OK):
         raise Refused(f"{place} is read-only for this user", limit="lists")
     refuse_foreign(place / BAD, BAD_HEADING)
     refuse_foreign(place / MANIFEST, HEADING)
-    images = images_of(data_dir, limits)
-    count = len(images)
-    work = functools.partial(check_one, images)
-    found = list(each(work, range(count), count, "checking", processes))
+    pieces = origin.pieces()
+    items = items_of(pieces)
+    work = functools.partial(check_one, pieces)
+    found = list(each(work, items, len(items), "checking", processes))
     bad = [image for image in found if image.reason]
     listed = place / BAD
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
@@ -81,8 +86,8 @@ def check(data_dir: str, processes: int, limits: Limits, out: str | None = None)
         write_rows(path, HEADING, ([shown(image.name), *image[1:5]] for image in found))
 
     total = sum(image.size for image in found)
-    left_out = listing.told(images.left_out)
-    print(f"{count} images, {total / 1e9:.3f} GB, {len(bad)} bad: {listed}{left_out}")
+    left_out = listing.told(sum((Counter(piece.images.left_out) for piece in pieces), Counter()))
+    print(f"{len(items)} images, {total / 1e9:.3f} GB, {len(bad)} bad: {listed}{left_out}")
     for image in bad[:SHOWN]:
         print(f"bad: {printable(image.name)}: {printable(image.reason)}", file=sys.stderr)
     if len(bad) > SHOWN:

@@ -1,10 +1,11 @@
-"""Write dbcollection's form of an ILSVRC file for any folder of images, and rewrite array files one
-image a chunk.
+"""Write what tells of images without holding them: dbcollection's form of an ILSVRC file for a
+folder, and a table for images of any kind. Rewrite array files one image a chunk.
 """
 
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import h5py
 import numpy as np
 
 from base.errors import Failed, Refused
-from base.files import is_special, refuse_target, replacing, write_json
+from base.files import is_special, refuse_target, replacing, whole_file, write_json
 from base.text import printable
-from datasets import dbcollection, folder, hdf5
+from datasets import dbcollection, folder, hdf5, table
 from datasets.images import FileImages
+from preparation.sources import PARTS, Origin
 
 # What HDF5 1.8 and all later ones read.
 LIBVER = ("earliest", "v108")
@@ -48,6 +50,31 @@ def index(data_dir: str, out: str, *, register: str | None = None) -> None:
     )
     if register:
         add(register, out, data_dir)
+
+
+def write_table(origin: Origin, out: str) -> None:
+    """Write a table of all images; beside it their classes, where a table would number them
+    otherwise. Raises Refused.
+    """
+    refuse_target(out)
+    parts = origin.parts()
+    root = origin.data_dir or os.path.dirname(origin.where) or "."
+    words = {"" if part == "all" else PARTS[part]: images for part, images in parts.items()}
+    table.write(out, words, root)
+    images = next(iter(parts.values()))
+    more = ""
+    if not table.in_usual_order(images.classes):
+        names = f"{os.path.splitext(out)[0]}.classes.txt"
+        with whole_file(names) as file:
+            file.write("".join(f"{name}\n" for name in images.classes))
+        more = f" --classes {shlex.quote(names)}"
+    counts = ", ".join(f"{len(images)} images {part}".strip() for part, images in words.items())
+    print(f"{out}: {counts}")
+    if images.packed is not None:
+        print("the images lie in containers: the table tells of them, and does not lead to them")
+        return
+    where = f" --data_dir {shlex.quote(root)}"
+    print(f"a run: python main.py --dataset table --labels {shlex.quote(out)}{where}{more}")
 
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:

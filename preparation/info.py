@@ -1,4 +1,4 @@
-"""What a folder of images holds, and what a run would do with it."""
+"""What a folder, table or archive of images holds, and what a run would do with it."""
 
 import collections
 import os
@@ -16,6 +16,7 @@ from base.text import listed, printable
 from datasets import DATASETS, decode, folder, listing
 from datasets.images import FileImages, Limits
 from preparation.check import HEADING, MANIFEST, shown
+from preparation.sources import Origin
 
 # Files whose headers are read, evenly over all.
 MAX_HEADERS = 2000
@@ -34,41 +35,41 @@ class Sizes:
     turned: int = 0
 
 
-def describe(root: str, limits: Limits) -> None:
-    """Print a folder's classes, counts, sizes and formats, and what a run would do with it.
+def describe(origin: Origin) -> None:
+    """Print classes, counts, sizes and formats, and what a run would do with the images.
 
     Raises Refused.
     """
-    found = {part: folder.find_part(root, part) for part in ("train", "test", "other")}
-    # test/ is the other part only where val/ is there too.
-    parts = [
-        part for part, path in found.items() if path and (part != "other" or path != found["test"])
-    ]
-    command = f"python main.py --dataset folder --data_dir {shlex.quote(root)}"
-    if not parts:
-        _print_part("all", folder.list_images(folder.unwrapped(root), None), limits)
-        print(f"a run: {command} --valShare 0.1")
-        return
+    kind = origin.kind
+    parts = origin.parts()
+    for part, images in parts.items():
+        _print_part(part, images, origin.limits)
 
-    classes = None
-    for part in parts:
-        images = folder.open_folder(root, part, classes=classes)
-        classes = classes or images.classes
-        _print_part(part, images, limits)
-
-    alone = [
-        f"{name}/" for name in folder.left_alone(root) if os.path.join(root, name) != found["other"]
-    ]
-    if alone:
-        print(f"beside them: {listed(alone)}: images that are not read")
-    if "train" not in parts:
+    root = origin.data_dir or ""
+    if kind == "folder" and os.path.isdir(root):
+        other = folder.find_part(root, "other")
+        alone = [
+            f"{name}/" for name in folder.left_alone(root) if os.path.join(root, name) != other
+        ]
+        if alone:
+            print(f"beside them: {listed(alone)}: images that are not read")
+    command = f"python main.py --dataset {kind}"
+    if origin.data_dir is not None:
+        command += f" --data_dir {shlex.quote(origin.data_dir)}"
+    if origin.labels is not None:
+        command += f" --labels {shlex.quote(origin.labels)}"
+    if origin.columns:
+        columns = ",".join(f"{what}={name}" for what, name in origin.columns.items())
+        command += f" --column {shlex.quote(columns)}"
+    if "train" not in parts and "all" not in parts:
         print(f"a run: {command} --test --retrain FILE tests weights on it; there is no train/")
         return
     if "test" not in parts:
-        print(f"a run: {command} --valShare 0.1, for there is no val/")
+        why = "" if "all" in parts else ", for there is no val/"
+        print(f"a run: {command} --valShare 0.1{why}")
         return
 
-    source = DATASETS["folder"]
+    source = DATASETS[kind]
     crop = f"{source.cropSize} x {source.cropSize}"
     print(f"a run: {command}")
     print(f"  scales the shorter side to {source.imageSize} pixels, takes {crop}, {source.augment}")
@@ -76,12 +77,16 @@ def describe(root: str, limits: Limits) -> None:
 
 def _print_part(part: str, images: FileImages, limits: Limits) -> None:
     """Print what one part holds."""
-    counts = np.bincount(images.labels, minlength=len(images.classes))
-    low, high = int(counts.argmin()), int(counts.argmax())
-    smallest, largest = (f"{printable(images.classes[k])} ({counts[k]})" for k in (low, high))
-    counted = f"{len(images)} images in {len(images.classes)} classes"
+    labelled = images.labels[images.labels >= 0]
+    unlabelled = len(images) - len(labelled)
+    more = f", {unlabelled} of them without a label" if unlabelled else ""
+    counted = f"{len(images)} images{more} in {len(images.classes)} classes"
     print(f"{part}: {counted}, in {images.where}")
-    print(f"  smallest class: {smallest}; largest: {largest}")
+    if len(labelled):
+        counts = np.bincount(labelled, minlength=len(images.classes))
+        low, high = int(counts.argmin()), int(counts.argmax())
+        smallest, largest = (f"{printable(images.classes[k])} ({counts[k]})" for k in (low, high))
+        print(f"  smallest class: {smallest}; largest: {largest}")
     if images.left_out:
         print(f"  {listing.told(images.left_out).removeprefix('; ')}")
 

@@ -1,4 +1,4 @@
-"""Copy a folder with its large images made smaller, once, so that every later epoch reads and
+"""Copy images to folders, the large ones made smaller, once, so that every later epoch reads and
 decodes less.
 """
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +19,10 @@ from base.errors import Refused, reason_of
 from base.files import refuse_foreign, write_rows
 from base.text import printable
 from datasets import decode
-from datasets.images import FileImages, Limits
+from datasets.images import Names
 from preparation.check import BAD, BAD_HEADING
-from preparation.each import each, images_of
+from preparation.each import each
+from preparation.sources import PARTS, Origin, Piece, items_of, names_by_class
 
 
 class Options(NamedTuple):
@@ -43,20 +45,21 @@ class Copied(NamedTuple):
     reason: str
 
 
-def shrink(data_dir: str, out: str, options: Options, limits: Limits) -> int:
-    """Copy data_dir to out; return the exit status. What is there already stays.
+def shrink(origin: Origin, out: str, options: Options) -> int:
+    """Copy all images to folders in out; return the exit status. What is there already stays.
 
     Raises Refused where the two folders are one or hold each other.
     """
-    source, target = Path(data_dir).resolve(), Path(out).resolve()
+    target = Path(out).resolve()
+    source = Path(origin.where).resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise Refused(f"{out} and {data_dir} must be apart", limit="out")
+        raise Refused(f"{out} and {origin.where} must be apart", limit="out")
 
     refuse_foreign(target / BAD, BAD_HEADING)
-    images = images_of(data_dir, limits)
-    count = len(images)
-    work = functools.partial(copy_one, images, str(target), options)
-    found = list(each(work, range(count), count, "shrinking", options.processes))
+    pieces = origin.pieces() if origin.kind == "folder" else _sorted_out(origin)
+    items = items_of(pieces)
+    work = functools.partial(copy_one, pieces, str(target), options)
+    found = list(each(work, items, len(items), "shrinking", options.processes))
     bad = [image for image in found if image.reason]
     target.mkdir(parents=True, exist_ok=True)
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
@@ -64,21 +67,38 @@ def shrink(data_dir: str, out: str, options: Options, limits: Limits) -> int:
 
     before, after = sum(image.before for image in found), sum(image.after for image in found)
     megabytes = f"{before / 1e6:.1f} MB became {after / 1e6:.1f} MB"
-    print(f"{count - len(bad)} images, {megabytes} in {out}; {len(bad)} bad ones left out")
+    print(f"{len(items) - len(bad)} images, {megabytes} in {out}; {len(bad)} bad ones left out")
 
     for image in bad[:5]:
         print(f"bad: {printable(image.name)}: {printable(image.reason)}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def copy_one(images: FileImages, target: str, options: Options, index: int) -> Copied:
-    """Copy one image, unless its copy is there."""
-    name = images.names[index]
+def _sorted_out(origin: Origin) -> list[Piece]:
+    """Return the images of each part with the names that they get in folders of classes.
+
+    Raises Refused for images without a class.
+    """
+    pieces = []
+    for part, images in origin.parts(labelled=True).items():
+        above = "" if part == "all" else f"{PARTS[part]}/"
+        # What a file is decoded as is decided by its content, not by its ending.
+        names = [f"{above}{key}{ending or '.jpg'}" for key, ending in names_by_class(images)]
+        pieces.append(Piece(images, Names(names)))
+    return pieces
+
+
+def copy_one(
+    pieces: Sequence[Piece], target: str, options: Options, item: tuple[int, int]
+) -> Copied:
+    """Copy one image, unless its copy is there. item: its piece, and the image in that."""
+    (images, names), index = pieces[item[0]], item[1]
+    name = names[index]
     path = os.path.join(target, name)
 
     try:
         if os.path.exists(path):
-            return Copied(name, os.path.getsize(images.path(index)), os.path.getsize(path), "")
+            return Copied(name, images.status(index)[0], os.path.getsize(path), "")
         content, _ = images.sized(index)
         smaller = smaller_file(content, options.size, options.quality, turn=options.turn)
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -21,13 +22,11 @@ import torchvision
 
 from base.archive import State
 from base.errors import Refused
-from base.files import read_bytes, whole_file, write_json
+from base.files import write_json
 from base.text import listed
 from training.ranks import Ranks
 
 RECORD = "options.json"
-# Bytes.
-MAX_SPLIT = 1 << 30
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
     r"lock|options\.json|log\.jsonl|full_train\.log(\.damaged)?|test\.json|curves\.png|confusion(_\d+)?\.png"
@@ -161,15 +160,18 @@ def remove_empty(folder: Path, made: list[Path]) -> None:
 
 
 def record(
-    folder: Path, options: State, environment: State, images: State, split: Path | None
+    folder: Path,
+    options: State,
+    environment: State,
+    images: State,
+    split: Callable[[Path], None] | None,
 ) -> None:
     """Write options.json: from here on the folder holds a run.
 
-    images: their fingerprints; split: the file of its split, to be copied.
+    images: their fingerprints; split: writes the table of its split.
     """
-    if split is not None and split.exists():
-        with whole_file(folder / "split.csv", "wb") as file:
-            file.write(read_bytes(split, MAX_SPLIT))
+    if split is not None:
+        split(folder / "split.csv")
     # For whoever finds the folder in a year.
     about = {
         "command": shlex.join(sys.argv),

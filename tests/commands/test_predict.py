@@ -1,15 +1,17 @@
 """A weights file alone is enough to test it again and to name images."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from rig import on_folder
+from rig import make_images, on_folder
 
 import main
 import predict
+import prepare
 
 
 @pytest.fixture
@@ -96,3 +98,26 @@ def test_what_holds_no_weights_is_refused(
             predict.main([str(tmp_path / name), "image.jpg"])
         assert stop.value.code == 2
         assert name in capsys.readouterr().err
+
+
+def test_images_in_containers_are_predicted_as_files_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_images(tmp_path / "d", 6)
+    run = [*on_folder(place, "--batchSize", "6", "--nEpochs", "1"), "--expDir", str(tmp_path / "r")]
+    main.main(run)
+    weights = str(tmp_path / "r" / "folder" / "alexnetbn" / "best.pt")
+    prepare.main(["pack", "--data_dir", str(place), "--out", str(tmp_path / "s")])
+    with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+        for path in sorted(place.rglob("*.jpg")):
+            archive.write(path, str(path.relative_to(place)))
+    capsys.readouterr()
+    answers = []
+    for where in ("d/train", "s/train-{000000..000000}.tar", "d.zip/train"):
+        with pytest.raises(SystemExit) as ended:
+            predict.main([weights, str(tmp_path / where)])
+        assert ended.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        answers.append([line.rpartition(".jpg: ")[2] for line in lines])
+    assert len(answers[0]) == 6
+    assert answers[1:] == [answers[0]] * 2
