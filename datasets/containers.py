@@ -424,11 +424,11 @@ def images_on(
         raise Refused(f"{where} has no image")
     # Each name is preceded by its container's, relative to where all of them lie.
     folder = where if os.path.isdir(where) else os.path.dirname(where)
-    full = [
-        f"{os.path.relpath(path, folder)}/{name}"
+    names_in = [
+        held.names.below(os.path.relpath(path, folder))
         for path, held in zip(shelf.paths, every, strict=True)
-        for name in held.names
     ]
+    full = Names.joined(names_in)
     packed = make(shelf, np.concatenate([held.places for held in every]))
     rows = np.arange(len(full))
     unlabelled = np.flatnonzero(labels < 0)
@@ -439,7 +439,7 @@ def images_on(
             raise Refused(f"{where}: {first}{more}", limit="labels")
         left_out["without a label"] += len(unlabelled)
         rows = np.flatnonzero(labels >= 0)
-    images = FileImages(Names(full), labels, own, folder, left_out=left_out, packed=packed)
+    images = FileImages(full, labels, own, folder, left_out=left_out, packed=packed)
     images.rows = np.arange(len(full))
     if len(rows) < len(full):
         images = images.chosen(rows)

@@ -309,7 +309,7 @@ def list_images(
     images = FileImages(listed.names, labels, every, root, within=within, left_out=left_out)
     if archive is not None:
         images.packed = Zip(archive[0])
-        images.rows = images.packed.rows_of(archive[1], list(listed.names))
+        images.rows = images.packed.rows_of(archive[1], listed.names)
     if kept is not None and images.facts.missing and listed.was_kept:
         # Files were removed although their folder seems unchanged: it is listed anew.
         kept.unlink(missing_ok=True)

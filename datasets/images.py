@@ -68,6 +68,27 @@ class Names(Sequence[str]):
         names.blob, names.ends = blob, ends
         return names
 
+    @classmethod
+    def joined(cls, parts: Sequence["Names"]) -> "Names":
+        """Return all names, one part's after the other's."""
+        lengths = [part.lengths(range(len(part))) for part in parts]
+        ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+        return cls.of(np.concatenate([part.blob for part in parts]), ends)
+
+    def below(self, folder: str) -> "Names":
+        """Return the names as paths that begin with a folder's."""
+        prefix = np.frombuffer(os.fsencode(f"{folder}/"), np.uint8)
+        lengths = self.lengths(range(len(self))) + len(prefix)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        starts = ends - lengths
+        own = np.ones(int(lengths.sum()), bool)
+        blob = np.empty(len(own), np.uint8)
+        # All names at once: a million strings take seconds and hundreds of megabytes.
+        for place, byte in enumerate(prefix):
+            own[starts + place], blob[starts + place] = False, byte
+        blob[own] = self.blob
+        return Names.of(blob, ends)
+
     def slice(self, part: range) -> np.ndarray:
         """Return the bytes of the names at these positions."""
         start = self.ends[part.start - 1] if part.start else 0

@@ -266,13 +266,16 @@ def _title_of(sample: Sample, file: Any, path: str, columns: Mapping[str, str]) 
 
 def _text_in(sample: Sample, kind: str, file: Any, path: str) -> str:
     offset, size = sample.files[kind]
-    name = f"{path}: {printable(sample.name)}.{kind}"
     if size > MAX_LABEL:
-        raise Refused(f"{name} has {size} bytes: too many for a label")
+        raise Refused(f"{_shown(sample, kind, path)} has {size} bytes: too many for a label")
     try:
         return os.pread(file.fileno(), size, offset).decode().strip("\0 \t\r\n\ufeff")
     except UnicodeDecodeError:
-        raise Refused(f"{name} is no text in UTF-8") from None
+        raise Refused(f"{_shown(sample, kind, path)} is no text in UTF-8") from None
+
+
+def _shown(sample: Sample, kind: str, path: str) -> str:
+    return f"{path}: {printable(sample.name)}.{printable(kind)}"
 
 
 def _json_in(content: str, sample: Sample, path: str) -> Any:

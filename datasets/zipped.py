@@ -31,6 +31,7 @@ DOS = (0, 10, 11, 14)
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
 # Bytes to which deflate packs one at best (zlib's "Maximum Compression Factor").
 MAX_RATIO = 1032
+FOLDER = -1
 
 
 class Entry(NamedTuple):
@@ -47,12 +48,11 @@ class Entry(NamedTuple):
 class Tree(NamedTuple):
     """What a zip file holds.
 
-    folders: path within it -> the names of what lies directly in it, and whether each is a folder;
-    rows: path -> row of a file; places: (N, 5) offset, packed bytes, bytes, method, CRC-32.
+    folders: path within it -> name of what lies directly in it -> its row, FOLDER for a folder;
+    places: (N, 5) offset, packed bytes, bytes, method, CRC-32 of each file.
     """
 
-    folders: dict[str, dict[str, bool]]
-    rows: dict[str, int]
+    folders: dict[str, dict[str, int]]
     places: np.ndarray
 
 
@@ -83,7 +83,7 @@ def scan(path: str) -> contextlib.AbstractContextManager[Iterator[Entry]]:
     if found is None or found[1] not in tree(found[0]).folders:
         raise NotADirectoryError(20, os.strerror(20), path)
     names = tree(found[0]).folders[found[1]]
-    entries = (Entry(name, f"{path}/{name}", folder) for name, folder in names.items())
+    entries = (Entry(name, f"{path}/{name}", row == FOLDER) for name, row in names.items())
     return contextlib.nullcontext(entries)
 
 
@@ -93,31 +93,35 @@ def tree(path: str) -> Tree:
 
 
 # Every question about a folder asks again.
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _tree(path: str, now: tuple[int, int]) -> Tree:
-    folders: dict[str, dict[str, bool]] = {"": {}}
-    rows: dict[str, int] = {}
+    folders: dict[str, dict[str, int]] = {"": {}}
     places: list[tuple[int, int, int, int, int]] = []
     for info in _members(path):
         name = info.filename.replace("\\", "/") if info.create_system in DOS else info.filename
         parts = _parts(name, path)
         is_file = not name.endswith("/")
-        for depth in range(len(parts) - is_file):
-            above, inner = "/".join(parts[:depth]), "/".join(parts[: depth + 1])
-            _add(folders[above], parts[depth], True, name, path)
-            folders.setdefault(inner, {})
+        above = "/".join(parts[:-1] if is_file else parts)
+        if above not in folders:
+            _add_folders(folders, parts[: len(parts) - is_file], path)
         if is_file:
             _refuse(info, name, path, now[0])
-            _add(folders["/".join(parts[:-1])], parts[-1], False, name, path)
-            inner = "/".join(parts)
-            if inner in rows:
-                raise Refused(f"{path}: there are two '{printable(inner)}': pack it again")
-            rows[inner] = len(places)
+            if folders[above].setdefault(parts[-1], len(places)) != len(places):
+                raise Refused(f"{path}: there are two '{printable(name)}': pack it again")
             packed, size = info.compress_size, info.file_size
             places.append((info.header_offset, packed, size, info.compress_type, info.CRC))
     found = np.array(places, np.int64).reshape(-1, 5)
     _refuse_overlap(found, path)
-    return Tree(folders, rows, found)
+    return Tree(folders, found)
+
+
+def _add_folders(folders: dict[str, dict[str, int]], parts: list[str], path: str) -> None:
+    """Add a folder and those above it. Raises Refused where one is a file too."""
+    for depth, name in enumerate(parts):
+        above, inner = "/".join(parts[:depth]), "/".join(parts[: depth + 1])
+        if folders[above].setdefault(name, FOLDER) != FOLDER:
+            raise Refused(f"{path}: there are two '{printable(inner)}': pack it again")
+        folders.setdefault(inner, {})
 
 
 def _members(path: str) -> list[zipfile.ZipInfo]:
@@ -139,26 +143,21 @@ def _parts(name: str, path: str) -> list[str]:
     return parts
 
 
-def _add(folder: dict[str, bool], name: str, is_folder: bool, full: str, path: str) -> None:
-    known = folder.setdefault(name, is_folder)
-    if known != is_folder:
-        raise Refused(f"{path}: '{printable(full)}' is both a file and a folder: pack it again")
-
-
 def _refuse(info: zipfile.ZipInfo, name: str, path: str, size: int) -> None:
     """Raise Refused for what a zip file of photographs does not hold."""
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    shown = f"{path}: '{printable(name)}'"
-    if kind not in (0, stat.S_IFREG):
-        raise Refused(f"{shown} is a link or a special file: pack regular files only")
-    if info.flag_bits & ENCRYPTED:
-        raise Refused(f"{shown} is encrypted: pack it without a password")
-    if info.compress_type not in METHODS:
-        raise Refused(f"{shown} is packed by method {info.compress_type}: store or deflate it")
-    if info.header_offset + info.compress_size > size:
-        raise Refused(f"{shown} lies beyond the end of the file: fetch or pack it again")
-    if info.file_size > MAX_RATIO * info.compress_size + 64:
-        raise Refused(f"{shown} declares {info.file_size} bytes, more than it can hold")
+    reason = ""
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        reason = "is a link or a special file: pack regular files only"
+    elif info.flag_bits & ENCRYPTED:
+        reason = "is encrypted: pack it without a password"
+    elif info.compress_type not in METHODS:
+        reason = f"is packed by method {info.compress_type}: store or deflate it"
+    elif info.header_offset + info.compress_size > size:
+        reason = "lies beyond the end of the file: fetch or pack it again"
+    elif info.file_size > MAX_RATIO * info.compress_size + 64:
+        reason = f"declares {info.file_size} bytes, more than it can hold"
+    if reason:
+        raise Refused(f"{path}: '{printable(name)}' {reason}")
 
 
 def _refuse_overlap(places: np.ndarray, path: str) -> None:
@@ -178,9 +177,12 @@ class Zip(Files):
 
     def rows_of(self, within: str, names: Sequence[str]) -> np.ndarray:
         """Return the rows of files by their paths below a folder of the zip file, (n,) int64."""
-        rows = tree(self.paths[0]).rows
-        prefix = f"{within}/" if within else ""
-        return np.array([rows[f"{prefix}{name}"] for name in names], np.int64)
+        folders = tree(self.paths[0]).folders
+        rows = np.empty(len(names), np.int64)
+        for index, name in enumerate(names):
+            above, _, own = f"{within}/{name}".strip("/").rpartition("/")
+            rows[index] = folders[above][own]
+        return rows
 
     def read(self, row: int, head: int, most: int) -> bytes:
         offset, packed, size, method, crc = self.places[row].tolist()
