@@ -149,7 +149,10 @@ def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("not a regular file")
-        content = file.read(most + 1)
+        # Not `most` at once: Python sets that much memory aside, which a process may not have.
+        content = file.read(min(most, os.fstat(descriptor).st_size) + 1)
+        if len(content) <= most and (more := file.read(1)):
+            content += more + file.read(most - len(content))
     if len(content) > most:
         raise ValueError(f"more than the {most} bytes allowed")
     return content

@@ -33,10 +33,11 @@ from base.arguments import core_count
 from base.errors import Refused, clear_errors
 from base.text import print_table
 from benchmark import timing
-from datasets import dbcollection, decode, folder
+from datasets import dbcollection, decode
 from datasets.images import FileImages
 from loading.plan import Batch, Plan
 from preparation import index as indexing
+from preparation.sources import Origin
 from transforms import Pipeline
 
 BATCH, SCALED, SIDE = 128, 256, 224
@@ -128,7 +129,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data_dir", help="folder with train/ and val/ (default: a made-up one)")
+    parser.add_argument(
+        "--data_dir",
+        help="folder with train/ and val/, a .zip file of them, or a "
+        "folder of tar or Parquet files (default: a made-up one)",
+    )
     parser.add_argument("--nThreads", type=int, default=2, help="processes that read (default: 2)")
     parser.add_argument(
         "--batches", type=int, default=1000, help="of 128, a repetition (default: 1000)"
@@ -190,13 +195,19 @@ def run(arguments: argparse.Namespace, root: str) -> None:
 def ways_to_read(arguments: argparse.Namespace, root: str) -> dict[str, Callable[[], list[float]]]:
     """Return what is measured, each by the name of its row."""
     ways: dict[str, Callable[[], list[float]]] = {}
+    origin = Origin(root)
+    parts = origin.parts(labelled=True)
     for part in ("train", "test"):
-        images = folder.open_folder(root, part)
-        sources = {
-            "disk": partial(ours, indexed(root, arguments.index, part)),
-            "ram": partial(ours, images),
-        }
-        if "torchvision" in arguments.peer:
+        if part not in parts:
+            raise Refused(f"{root} has no images to {part} on")
+        images = parts[part]
+        # A folder alone has files of its own, which others can read too.
+        in_files = origin.kind == "folder" and images.packed is None
+        sources = {}
+        if in_files:
+            sources["disk"] = partial(ours, indexed(root, arguments.index, part))
+        sources["ram"] = partial(ours, images)
+        if in_files and "torchvision" in arguments.peer:
             sources["torchvision"] = partial(theirs, images)
         for kind, source in sources.items():
             batches = partial(source, arguments, train=part == "train")
@@ -226,7 +237,7 @@ def tune(arguments: argparse.Namespace, root: str) -> None:
     """Try numbers of processes, show what each gives and recommend the smallest that is within 3 %
     of the best.
     """
-    images = folder.open_folder(root, "train")
+    images = Origin(root).parts(labelled=True)["train"]
     cores = core_count()
     numbers = sorted({1, 2, 3, 4, 6, 8, 12, 16, cores, 2 * cores} & set(range(1, 2 * cores + 1)))
     ways = {}

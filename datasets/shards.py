@@ -207,9 +207,11 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
             file.seek(archive.offset)
             if member is None and file.read(BLOCK) == bytes(BLOCK):
                 return
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        if isinstance(error, Refused):
-            raise
+    except Refused:
+        raise
+    # What tarfile lets through of a header that lies.
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, MemoryError):
+        pass
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, name in PACKED.items():

@@ -93,7 +93,9 @@ def split(images: FileImages, share: float, seed: int, kept: Path | None) -> np.
         members = group.tolist()
         if len(members) < 2:
             least = "at least 2 are needed, one to test on"
-            raise Refused(f"the class of {names[members[0]]} has 1 image: {least}")
+            name = images.classes[int(images.labels[members[0]])]
+            one = f"class '{name}' has 1 image, {names[members[0]]}"
+            raise Refused(f"{images.where}: {one}: {least}")
         wanted = min(len(members) - 1, max(1, round(share * len(members))))
         _deal(members, digests, sides, dealt, wanted, seed)
 

@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,23 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         write_rows("/dev/full", ["a"], [["1"]], named=True)
     assert caught.value.filename == "/dev/full"
+
+
+def test_a_small_file_is_read_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert read_bytes(path, 1 << 30) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_whose_size_is_not_told_is_read_whole() -> None:
+    # Linux says 0 of all below /proc.
+    text = read_bytes("/proc/self/status", 1 << 20)
+    assert text.startswith(b"Name:")
+    assert b"voluntary_ctxt_switches" in text
+    with pytest.raises(ValueError, match="more than the 10 bytes allowed"):
+        read_bytes("/proc/self/status", 10)

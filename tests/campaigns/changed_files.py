@@ -2,6 +2,8 @@
 or changes a label.
 """
 
+import csv
+import functools
 import io
 import json
 import os
@@ -10,27 +12,35 @@ import random
 import resource
 import signal
 import sys
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import checkpoint, finish, options, run_folder, scratch, script, write_set
 
+import data
 from base import archive
 from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
 from datasets.folder import open_folder
+from datasets.images import FileImages, composed
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
 
-SHARES = {"jpeg": 10, "png": 10, "idx": 2, "cifar": 2, "hdf5": 2, "checkpoint": 2}
+SHARES = dict.fromkeys(
+    ("idx", "cifar", "hdf5", "checkpoint", "shard", "zip", "parquet", "table"), 2
+) | {"jpeg": 10, "png": 10}
 SECONDS, MEMORY = 2.0, 1 << 30  # of one file; what a child may allocate above what it begins with
 AT_ONCE = 50  # trials a child
 
@@ -97,6 +107,7 @@ def kinds(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
         pickle.dumps({"data": np.zeros((4, 3072), np.uint8), "labels": [0, 1, 2, 3]}, 2)
     )
     found["cifar"] = path, path.read_bytes(), lambda path=path: none(cifar.load_pickle(path))  # type: ignore[misc]
+    found |= containers(base)
     path = base / "set.h5"
     write_set(path)
     found["hdf5"] = path, path.read_bytes(), lambda path=path: stored(path)  # type: ignore[misc]
@@ -104,6 +115,89 @@ def kinds(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
     path = checkpoint.steps(run_folder(base / "run") / "checkpoints")[-1]
     found["checkpoint"] = path, path.read_bytes(), lambda path=path: none(archive.read(path))  # type: ignore[misc]
     return found
+
+
+def containers(base: Path) -> dict[str, tuple[Path, bytes, Callable[[], str]]]:
+    """As `kinds`, of files that hold or name many images: six of two classes."""
+    contents = [image_bytes("jpeg") + bytes([number]) for number in range(6)]
+    tar, archive_path = base / "shards" / "train-0.tar", base / "photos.zip"
+    rows, table = base / "parquet" / "train-0.parquet", base / "images" / "table.csv"
+    for path in (tar, rows, table):
+        path.parent.mkdir()
+    with tarfile.open(tar, "w") as shard, zipfile.ZipFile(archive_path, "w", 8) as photos:
+        for number, content in enumerate(contents):
+            for name, data in ((f"{number}.jpg", content), (f"{number}.cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                shard.addfile(member, io.BytesIO(data))
+            photos.writestr(f"train/class {number % 2}/{number}.jpg", content)
+            (table.parent / f"{number}.jpg").write_bytes(content)
+    structs = pyarrow.array([{"bytes": content, "path": None} for content in contents])
+    columns = {"image": structs, "label": [number % 2 for number in range(6)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), rows, row_group_size=2)
+    lines = [f"{number}.jpg,class {number % 2},train" for number in range(6)]
+    table.write_text("\n".join(["file_name,label,split", *lines]) + "\n")
+
+    readers: dict[Path, tuple[str, dict[str, Any], Callable[[FileImages], None]]] = {
+        tar: ("shards", {"data_dir": str(tar.parent)}, labels_of_tar),
+        archive_path: ("folder", {"data_dir": str(archive_path)}, labels_of_folders),
+        rows: ("parquet", {"data_dir": str(rows.parent)}, labels_in_range),
+        table: ("table", {"labels": str(table)}, labels_of_table),
+    }
+    kinds = dict(zip(("shard", "zip", "parquet", "table"), readers, strict=True))
+    return {
+        kind: (path, path.read_bytes(), functools.partial(read_container, path, *readers[path]))
+        for kind, path in kinds.items()
+    }
+
+
+def read_container(
+    path: Path, name: str, settings: dict[str, Any], compare: Callable[[FileImages], None]
+) -> str:
+    """Read all images as a run does; compare the labels with those that another reader finds."""
+    settings = {"data_dir": None} | settings
+    images = data.open_images(name, part="train", **settings)
+    assert isinstance(images, FileImages)
+    compare(images)
+    count = len(images)
+    reader = Reader(images, Pipeline([], 20, 16), Plan(count, count), finishes=True)
+    batch, kept, bad = reader[Task(0, 0)]
+    assert len(batch) == len(kept)
+    assert sorted([*kept.tolist(), *(image.index for image in bad)]) == list(range(count))
+    # Named by what they lie in; those of a table by themselves.
+    return f"{path} {bad[0].path} {bad[0].reason}" if bad else ""
+
+
+def labels_in_range(images: FileImages) -> None:
+    assert ((images.labels >= 0) & (images.labels < len(images.classes))).all()
+
+
+def labels_of_tar(images: FileImages) -> None:
+    labels_in_range(images)
+    with tarfile.open(Path(images.where, "train-0.tar")) as archive:
+        for index, label in enumerate(images.labels):
+            name = images.name(index).removeprefix("train-0.tar/")
+            said = archive.extractfile(name.rpartition(".")[0] + ".cls")
+            assert said is not None
+            assert images.classes[label] == said.read().decode().strip("\0 \t\r\n\ufeff")
+
+
+def labels_of_folders(images: FileImages) -> None:
+    for index, label in enumerate(images.labels):
+        assert composed(images.name(index).split("/")[0]) == images.classes[label]
+
+
+def labels_of_table(images: FileImages) -> None:
+    with Path(images.where, "table.csv").open(newline="") as file:
+        heading = next(file)
+        separator = max(",;\t", key=heading.count)
+        said = {
+            os.path.normpath(row[0].strip()): row[1].strip()
+            for row in csv.reader(file, delimiter=separator)
+            if len(row) > 1
+        }
+    for index, label in enumerate(images.labels):
+        assert composed(said[images.name(index)]) == images.classes[label]
 
 
 def none(_: object) -> str:
@@ -173,7 +267,7 @@ def child(
     return results
 
 
-def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
+def run(trials: int = 36_000, seed: int = 1) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
@@ -209,4 +303,4 @@ def run(trials: int = 28_000, seed: int = 1) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    script("7 changed files", run, 28_000)
+    script("7 changed files", run, 36_000)

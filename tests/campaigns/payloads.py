@@ -10,6 +10,7 @@ import pickle
 import resource
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -29,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from rig import scratch, script, write_set
 
+import data
 import model
 from base import archive
 from base.errors import Refused
 from datasets import arrays, cifar, dbcollection
 from datasets.folder import open_folder
+from datasets.images import FileImages
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
@@ -295,6 +298,130 @@ def others(base: Path) -> Iterator[Payload]:
         )
 
 
+def shards(base: Path, canary: Path) -> Iterator[Payload]:
+    """Tar files of samples that lead elsewhere or declare what they do not hold."""
+    kinds = {
+        "link": tarfile.SYMTYPE,
+        "hard link": tarfile.LNKTYPE,
+        "fifo": tarfile.FIFOTYPE,
+        "device": tarfile.CHRTYPE,
+        "sparse": tarfile.GNUTYPE_SPARSE,
+    }
+    for name, kind in kinds.items():
+        member = tarfile.TarInfo("a.jpg")
+        member.type, member.linkname = kind, str(canary)
+        yield f"shard: {name}", _shard(base / f"shard {name}", member)
+    large = tarfile.TarInfo("a.jpg")
+    large.size = 1 << 40
+    yield "shard: larger than its file", _shard(base / "shard large", large)
+    long = tarfile.TarInfo("././@LongLink")
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    yield "shard: a name larger than its file", _shard(base / "shard long", long)
+    place = base / "shard bomb"
+    place.mkdir()
+    with tarfile.open(place / "train.tar", "w:gz") as tar:
+        for number in range(200):
+            member = tarfile.TarInfo(f"{number}.jpg")
+            member.size = 1 << 20
+            tar.addfile(member, io.BytesIO(bytes(1 << 20)))
+    yield "shard: packed bomb", lambda: _read("shards", place)
+    fifo = base / "shard pipe"
+    fifo.mkdir()
+    os.mkfifo(fifo / "train.tar")
+    yield "shard: a pipe", lambda: _read("shards", fifo)
+    deep = base / "shard deep"
+    deep.mkdir()
+    with tarfile.open(deep / "train.tar", "w") as tar:
+        for name, content in (("a.jpg", b"x"), ("a.json", b"[" * 200_000)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    yield "shard: deep JSON", lambda: _read("shards", deep)
+
+
+def _shard(place: Path, member: tarfile.TarInfo) -> Callable[[], Any]:
+    place.mkdir()
+    content = member.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
+    (place / "train.tar").write_bytes(content)
+    return lambda: _read("shards", place)
+
+
+def _read(name: str, where: Path | None, **settings: Any) -> Any:
+    """Read all images as a run does. Raises Refused for the first bad one."""
+    found = data.open_images(name, None if where is None else str(where), "train", **settings)
+    assert isinstance(found, FileImages)
+    plan = Plan(len(found), len(found))
+    _, kept, bad = Reader(found, Pipeline([], 16, 16), plan, finishes=True)[Task(0, 0)]
+    if bad:
+        raise Refused(f"{bad[0].path}: {bad[0].reason}")
+    return kept
+
+
+def photo_zips(base: Path, canary: Path) -> Iterator[Payload]:
+    """Zip files of class folders that attack."""
+    links = {"link": stat.S_IFLNK, "device": stat.S_IFCHR, "pipe": stat.S_IFIFO}
+    members = {name: zipfile.ZipInfo("train/a/1.jpg") for name in links}
+    for name, kind in links.items():
+        members[name].external_attr = (kind | 0o777) << 16
+    names = {"absolute": str(canary), "above": "train/a/../../../1.jpg", "drive": "C:/a/1.jpg"}
+    members |= {name: zipfile.ZipInfo(text) for name, text in names.items()}
+    members["lzma"] = zipfile.ZipInfo("train/a/1.jpg")
+    members["lzma"].compress_type = zipfile.ZIP_LZMA
+    for name, info in members.items():
+        path = base / f"photos {name}.zip"
+        with zipfile.ZipFile(path, "w") as photos:
+            photos.writestr(info, str(canary))
+            photos.writestr("train/b/1.jpg", b"x")
+        yield f"photos: {name}", lambda p=path: _read("folder", p)  # type: ignore[misc]
+    path = base / "photos bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as photos:
+        for name in ("train/a/1.jpg", "train/b/1.jpg"):
+            with photos.open(name, "w") as member:
+                for _ in range(600):
+                    member.write(bytes(1 << 20))
+    yield "photos: bomb", lambda: _read("folder", path)
+    lying = base / "photos lying.zip"
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    while at >= 0:
+        content[at + 24 : at + 28] = (1000).to_bytes(4, "little")
+        at = content.find(b"PK\x01\x02", at + 1)
+    lying.write_bytes(content)
+    yield "photos: a bomb that lies", lambda: _read("folder", lying)
+
+
+def tables(base: Path, canary: Path) -> Iterator[Payload]:
+    """Tables that name what is no photograph."""
+    os.mkfifo(base / "a pipe that is named.jpg")
+    os.symlink(canary, base / "to canary.jpg")
+    named = {
+        "device": "/dev/zero",
+        "memory": "/proc/self/mem",
+        "pipe": str(base / "a pipe that is named.jpg"),
+        "folder": str(base),
+        "link": "to canary.jpg",
+        "canary": str(canary),
+    }
+    for name, path in named.items():
+        table = base / f"table {name}.csv"
+        table.write_text(f"path,label,split\n{path},a,train\n{base}/other.jpg,b,train\n")
+        yield (
+            f"table: {name}",
+            lambda t=table: _read("table", None, labels=str(t), skip=True),
+        )
+    for name, content in {
+        "endless field": b"path,label\n" + b"x" * (20 << 20) + b",a\n",
+        "many columns": b"path,label" + b",x" * 100_000 + b"\n" + b"a,b" + b",x" * 100_000,
+        "bytes": b"path,label\n\xff\xfe,a\n",
+    }.items():
+        table = base / f"table {name}.csv"
+        table.write_bytes(content)
+        yield f"table: {name}", lambda t=table: _read("table", None, labels=str(t))
+    fifo = base / "a pipe as a table.csv"
+    os.mkfifo(fifo)
+    yield "table: a pipe itself", lambda: _read("table", None, labels=str(fifo))
+
+
 def payloads(base: Path, canary: Path) -> list[Payload]:
     makers = (
         pickles(base, canary),
@@ -303,6 +430,9 @@ def payloads(base: Path, canary: Path) -> list[Payload]:
         hdf5s(base, canary),
         images(base, canary),
         others(base),
+        shards(base, canary),
+        photo_zips(base, canary),
+        tables(base, canary),
     )
     return [payload for maker in makers for payload in maker]
 
