@@ -106,7 +106,7 @@ def test_the_order_of_an_epoch_is_its_own() -> None:
     for order in orders:
         assert sorted(order.tolist()) == list(range(1000))
     assert (orders[0] == orders[1]).mean() < 0.02
-    assert abs(np.corrcoef(orders)[0, 1]) < 0.1
+    assert abs(np.corrcoef(orders)[0, 1]) < 0.16  # five deviations of 1000 pairs
 
 
 def test_a_flip_mirrors_left_and_right_only(pixels: Tensor) -> None:

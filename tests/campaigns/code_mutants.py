@@ -87,6 +87,10 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 
 
+# Of two values in either order.
+EITHER_WAY = {"min", "max", "minimum", "maximum", "equal", "isinstance", "samefile", "gcd", "zip"}
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One change: file, line, the bytes that are replaced, what is there and what takes its place;
@@ -146,6 +150,8 @@ def changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
 
 
 def _can_swap(call: ast.Call) -> bool:
+    if ast.unparse(call.func).rpartition(".")[2] in EITHER_WAY:
+        return False
     starred = any(isinstance(argument, ast.Starred) for argument in call.args[:2])
     return len(call.args) > 1 and not call.keywords and not starred
 
