@@ -2,11 +2,14 @@
 reaches the disk.
 """
 
+import io
 import os
 import threading
 import time
+import warnings
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import damage
 import disk_full
@@ -135,6 +138,28 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_save_that_cannot_be_read_back_never_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "step-1.pt"
+    archive.write(path, {"a": torch.ones(3)})
+    before, save = path.read_bytes(), torch.save
+
+    def spoilt(value: object, file: BinaryIO) -> None:
+        """Write as a failing disk does: one byte of the tensor is another."""
+        buffer = io.BytesIO()
+        save(value, buffer)
+        content = bytearray(buffer.getvalue())
+        content[content.index(torch.full((64,), 7.0).numpy().tobytes()) + 5] ^= 1
+        file.write(content)
+
+    monkeypatch.setattr(torch, "save", spoilt)
+    with pytest.raises(archive.Damaged, match="wrong CRC"):
+        archive.write(path, {"a": torch.full((64,), 7.0)})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-1.pt"]
+
+
 def test_odd_zips_are_refused_before_they_are_read(tmp_path: Path) -> None:
     good = tmp_path / "good.pt"
     torch.save({"a": torch.ones(4)}, good)
@@ -168,8 +193,11 @@ def test_a_pickle_that_runs_code_is_not_run(
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"network": Bad()}, tmp_path / "bad.pt")
-    with pytest.raises(archive.Damaged):
-        archive.read(tmp_path / "bad.pt")
+    # Not by the error that a warning is in tests.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(archive.Damaged):
+            archive.read(tmp_path / "bad.pt")
     assert not (tmp_path / "canary").exists()
 
 
