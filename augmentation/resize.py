@@ -195,6 +195,9 @@ def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: 
     # Both axes are independent: the filter is separable.
     columns = _Axis(left, right, side, images.shape[3], reach)
     rows = _Axis(top, bottom, side, images.shape[2], reach)
+    # A wide `pad` lets a window lie wholly beyond the border.
+    if max(axis.before + axis.after for axis in (rows, columns)) >= side:
+        return images.new_zeros(*images.shape[:2], side, side)
     part = images[:, :, rows.start : rows.stop, columns.start : columns.stop]
 
     if rows.scale == 1 and columns.scale == 1:
