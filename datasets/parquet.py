@@ -6,6 +6,7 @@ image costs its whole group; some groups are kept.
 """
 
 import json
+import math
 import os
 import time
 from collections import Counter, OrderedDict
@@ -60,17 +61,21 @@ def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages
         if error.limit != "labels":
             raise
         advice, limit = _advice(paths, where, wanted)
+        if not advice:
+            raise
         raise Refused(f"{error}: {advice}", limit=limit) from None
 
 
 def _advice(paths: Sequence[str], where: str, wanted: Wanted) -> tuple[str, str]:
     """Return what is to be known of a part without labels, and the limit: its labels are not
-    published, and others' are, or the column is called otherwise.
+    published, and others' are, or the column is called otherwise; "" where only some lack.
     """
     labelled: set[str] = set()
     columns: set[str] = set()
     for path in paths:
         held = scan(path, wanted.columns)
+        if len(set((held.labels >= 0).tolist())) == 2:
+            return "", "labels"
         if len(held.labels) and (held.labels >= 0).all():
             labelled.add(word_of(os.path.relpath(path, where), where) or os.path.basename(path))
         columns.update(_file(path).schema_arrow.names)
@@ -204,6 +209,11 @@ def _has_path(file: Any, image: str, path: str) -> bool:
 
 def _text(value: object, path: str) -> str | None:
     """Return a label as text, None for no label."""
+    # pandas makes numbers of which some are missing floats.
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        value = int(value) if value.is_integer() else value
     if value is None or (isinstance(value, int) and value < 0):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, str)):

@@ -440,6 +440,33 @@ def test_other_columns_are_refused_by_name(table: Any, message: str, tmp_path: P
         opened("parquet", tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pyarrow.array(["b", "a", "b"]).dictionary_encode(),
+        pyarrow.array([1, 0, 1], pyarrow.uint16()),
+        pyarrow.array([1.0, 0.0, 1.0]),
+        pyarrow.array(["b", "a", "b"], pyarrow.large_string()),
+    ],
+)
+def test_labels_of_any_type_are_read(labels: Any, tmp_path: Path) -> None:
+    table = pyarrow.table({"image": [jpeg(n) for n in range(3)], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "train-00000-of-00001-0a1b2c3d.parquet")
+    images = opened("parquet", tmp_path, "train")
+    assert images.labels.tolist() == [1, 0, 1]
+    assert images.read(2) == jpeg(2)
+
+
+def test_a_row_without_a_label_among_others_is_refused_or_left_out(tmp_path: Path) -> None:
+    table = {"image": [jpeg(n) for n in range(4)], "label": [0, None, 1, 0]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+    with refused_with("train.parquet/1 has no label.*--badImages skip"):
+        opened("parquet", tmp_path, "train")
+    images = opened("parquet", tmp_path, "train", skip=True)
+    assert [images.read(index) for index in range(3)] == [jpeg(0), jpeg(2), jpeg(3)]
+    assert images.labels.tolist() == [0, 1, 0]
+
+
 def test_what_is_no_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and nothing more")
     with refused_with("train.parquet is no Parquet file that can be read"):
