@@ -207,7 +207,11 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
     test = relabelled(_of_classes(options, test), train.classes)
     for images in (train, test):
         _set_limits(options, images)
-    _warn_of_absent(train.classes, test)
+    if len(train.classes) < 2:
+        one = f"one class only, '{train.classes[0]}'"
+        raise Refused(f"{train.where} has {one}: a classifier needs at least 2")
+    _warn_of_absent(train.classes, train, "training")
+    _warn_of_absent(train.classes, test, "test")
     return train, test
 
 
@@ -236,7 +240,7 @@ def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
     images = data.open_images(options.dataset, options.data_dir, part, **settings)
     images = relabelled(_of_classes(options, images), list(classes))
     _set_limits(options, images)
-    _warn_of_absent(images.classes, images)
+    _warn_of_absent(images.classes, images, "test")
     return images
 
 
@@ -252,12 +256,14 @@ def _set_limits(options: Options, images: Images) -> None:
         images.turn = options.exif == "apply"
 
 
-def _warn_of_absent(classes: Sequence[str], test: Images) -> None:
-    """Say which classes are not tested: a figure of them would be missing without a word."""
-    present = set(np.unique(test.labels).tolist())
+def _warn_of_absent(classes: Sequence[str], images: Images, kind: str) -> None:
+    """Say which classes are not trained or tested: a figure of them would be missing without a
+    word.
+    """
+    present = set(np.unique(images.labels).tolist())
     absent = [name for label, name in enumerate(classes) if label not in present]
     if absent:
-        print(f"warning: {len(absent)} classes have no test image: {listed(absent)}", flush=True)
+        print(f"warning: {len(absent)} classes have no {kind} image: {listed(absent)}", flush=True)
 
 
 def split_path(options: Options) -> Path:

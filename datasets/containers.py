@@ -25,6 +25,7 @@ from base.files import read_bytes, whole_file
 from base.randomness import key
 from base.text import listed, printable
 from datasets.images import FileImages, Limits, Names, Packed, composed, relabelled
+from datasets.listing import told
 from datasets.remote import Cache
 from datasets.split import side_of
 
@@ -421,7 +422,7 @@ def images_on(
     left_out: Counter[str] = sum((held.left_out for held in every), Counter())
     where = shelf.where
     if not sum(len(held.names) for held in every):
-        raise Refused(f"{where} has no image")
+        raise Refused(f"{where} has no image{told(left_out)}")
     # Each name is preceded by its container's, relative to where all of them lie.
     folder = where if os.path.isdir(where) else os.path.dirname(where)
     names_in = [

@@ -129,11 +129,14 @@ class Shards(Files):
 
 
 class Sample:
-    """The files of one sample, by what they hold: offset and bytes of each."""
+    """The files of one sample, by their endings in lower case: offset and bytes of each, and the
+    ending as it is written.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.files: dict[str, tuple[int, int]] = {}
+        self.endings: dict[str, str] = {}
 
 
 def scan(path: str, columns: Mapping[str, str]) -> Contents:
@@ -148,7 +151,7 @@ def scan(path: str, columns: Mapping[str, str]) -> Contents:
             if image is None:
                 left_out["samples without an image"] += 1
                 continue
-            names.append(f"{sample.name}.{image}")
+            names.append(f"{sample.name}.{sample.endings[image]}".removeprefix("./"))
             places.append(sample.files[image])
             labels.append(texts.number(*_label_of(sample, file, path, columns)))
     return Contents(
@@ -177,6 +180,7 @@ def _samples(path: str, left_out: Counter[str]) -> Iterator[Sample]:
         if kind in sample.files:
             raise Refused(f"{path}: sample {printable(name)} has two files .{printable(kind)}")
         sample.files[kind] = (member.offset_data, member.size)
+        sample.endings[kind] = match[2]
     if sample is not None:
         yield sample
 

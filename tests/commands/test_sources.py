@@ -3,6 +3,8 @@ ranks, and when it was killed; and the command line says what does not go togeth
 """
 
 import csv
+import io
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import rig
-from common import ROOT
+from common import DATA, ROOT
 from rig import Child, fingerprint, finish, make_images
 
 import opts
@@ -59,7 +61,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def shuffle_rows(path: Path) -> None:
-    heading, *rows = list(csv.reader(path.open()))
+    heading, *rows = list(csv.reader(path.read_text().splitlines()))
     with path.open("w", newline="") as file:
         order = np.random.default_rng(1).permutation(len(rows))
         csv.writer(file).writerows([heading, *(rows[index] for index in order)])
@@ -149,6 +151,24 @@ def refused(arguments: list[str]) -> str:
     child = Child(arguments)
     assert child.wait() == 2, child.text()
     return child.text()
+
+
+def test_one_class_is_refused_and_numbers_without_images_are_said(tmp_path: Path) -> None:
+    for numbers, message in (("00", "one class only, '0'"), ("0224", "2 classes have no training")):
+        place = tmp_path / numbers
+        place.mkdir()
+        for part in ("train", "val"):
+            with tarfile.open(place / f"{part}.tar", "w") as archive:
+                for number, label in enumerate(numbers):
+                    photo = (DATA / "containers" / "table" / "images" / "000.JPG").read_bytes()
+                    for name, content in (("jpg", photo), ("cls", label.encode())):
+                        member = tarfile.TarInfo(f"{number}.{name}")
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+        where = ["--dataset", "shards", "--data_dir", str(place)]
+        arguments = command(where, tmp_path / "r", "--nEpochs", "1", "--nThreads", "0")
+        said = refused(arguments) if numbers == "00" else finish(arguments)
+        assert message in said
 
 
 def test_a_run_leaves_its_split_as_a_table(places: dict[str, list[str]], tmp_path: Path) -> None:

@@ -218,6 +218,19 @@ def test_one_label_with_two_names_is_refused(tmp_path: Path) -> None:
         opened("shards", tmp_path, "train")
 
 
+def test_members_keep_their_names(tmp_path: Path) -> None:
+    files = {"./x/a.JPEG": jpeg(0), "./x/a.CLS": b"0", "b.Jpg": jpeg(1), "b.cls": b"1"}
+    tar(tmp_path / "train.tar", files)
+    images = opened("shards", tmp_path, "train")
+    assert list(images.names) == ["train.tar/x/a.JPEG", "train.tar/b.Jpg"]
+
+
+def test_shards_without_an_image_say_what_is_in_them(tmp_path: Path) -> None:
+    tar(tmp_path / "train.tar", {"a.npy": b"x", "a.cls": b"0"})
+    with refused_with("has no image; left out: 1 samples without an image"):
+        opened("shards", tmp_path, "train")
+
+
 def test_what_is_no_sample_is_left_out_and_counted(tmp_path: Path) -> None:
     files = samples(a=b"0", b=b"1") | {"c.json": b"{}", "README": b"x", "__meta.json": b"{}"}
     tar(tmp_path / "train.tar", files)
