@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from base import process
-from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
+from base.arguments import LIMIT_WAYS, Parser, add_limit_options, is_address, path_of
 
 BATCH = 32
 # Images on a sheet.
@@ -63,6 +63,7 @@ from datasets import folder, listing, parquet, shards, zipped
 from datasets.braces import expand
 from datasets.containers import unlabelled
 from datasets.images import FileImages, Limits
+from datasets.remote import holds
 from loading.plan import Plan
 from loading.workers import Reader, Task
 from transforms import Pipeline
@@ -89,12 +90,12 @@ def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
     named = Limits(limits.bytes, limits.pixels, links=True)
     for argument in arguments:
         path = os.path.expanduser(argument)
+        if containers := _containers(path):
+            for container in containers:
+                yield _in_container(container, limits)
+            continue
         if zipped.is_folder(path):
             yield _in_folder(path, limits)
-            continue
-        if path.lower().endswith((".tar", ".parquet")):
-            for container in expand(path):
-                yield _in_container(container, limits)
             continue
         paths = _listed_paths() if argument == "-" else iter([path])
         while batch := list(itertools.islice(paths, BATCH)):
@@ -125,6 +126,22 @@ def _in_folder(path: str, limits: Limits) -> FileImages:
         images.packed = zipped.Zip(archive[0])
         images.rows = images.packed.rows_of(archive[1], images.names)
     return images
+
+
+def _containers(path: str) -> list[str]:
+    """Return the tar or Parquet files that a path, a pattern or an address names, or of which a
+    folder is full; none for anything else. Raises Refused.
+    """
+    for ending in (".tar", ".parquet"):
+        if is_address(path) and holds(path, ending):
+            return shards.find(path, ending, None)[1]
+        if os.path.isdir(path):
+            files = [file for file in shards.files_below(path) if file.lower().endswith(ending)]
+            if files and not folder.has_images(path):
+                return sorted(files)
+        elif path.lower().endswith(ending):
+            return expand(path)
+    return []
 
 
 def _in_container(path: str, limits: Limits) -> FileImages:

@@ -13,6 +13,9 @@ from base.files import read_text
 from base.text import listed, printable
 from datasets.images import FileImages, composed
 
+# What the first column is called where a file has a heading.
+HEADING = {"class", "name", "label", "from", "old", "was", "category"}
+
 
 def chosen(images: FileImages, choice: str | None, relabel: str | None) -> FileImages:
     """Return the images of the classes that are asked for.
@@ -31,7 +34,10 @@ def chosen(images: FileImages, choice: str | None, relabel: str | None) -> FileI
     unknown = [name for name in wanted if composed(name) not in known]
     if unknown:
         missing = f"has no class '{printable(unknown[0])}'{nearest(unknown[0], there)}"
-        raise Refused(f"{images.where} {missing} (it has {listed(there)})")
+        way = ""
+        if any("," in name for name in there):
+            way = ": names that hold a comma stand in a .txt file, a name a line"
+        raise Refused(f"{images.where} {missing} (it has {listed(there)}){way}")
     numbers = {composed(name): number for number, name in enumerate(wanted)}
     if len(numbers) < len(wanted) or len(wanted) < 2:
         raise Refused(f"the classes to train on are not two or more names: {listed(wanted)}")
@@ -54,7 +60,7 @@ def _called(images: FileImages, relabel: str | None) -> dict[str, str]:
     by_composed = {composed(name): name for name in images.classes}
     for number, (name, now) in enumerate(_rows(relabel), 1):
         own = by_composed.get(composed(name))
-        if own is None and number == 1:  # the heading
+        if own is None and number == 1 and name.lower() in HEADING:
             continue
         if own is None:
             hint = nearest(name, images.classes)

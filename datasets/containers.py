@@ -29,7 +29,7 @@ from datasets.listing import told
 from datasets.remote import Cache
 from datasets.split import side_of
 
-FORMAT = 1
+FORMAT = 2
 # Bytes of a kept index: of 10 million images.
 MAX_KEPT = 1 << 30
 # Files that are open at a time in a process; it may be allowed few.
@@ -53,7 +53,8 @@ class Contents:
 
     names: what it calls them; places: (n, P) int64, what its reader needs to find each; labels:
     (n,) int64, numbers of `texts`, -1 without one; texts: the labels as they are written; titles:
-    what each of them is called, "" where nothing is said; left_out: what is no image, by kind.
+    what each of them is called, "" where nothing is said; left_out: what is no image, by kind;
+    named: labels are names of classes, were they numbers.
     """
 
     names: Names
@@ -62,6 +63,7 @@ class Contents:
     texts: list[str] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    named: bool = False
 
 
 class Texts:
@@ -264,6 +266,7 @@ def _read(path: Path, how: str) -> Kept:
                     row["texts"],
                     row["titles"],
                     Counter(row["left_out"]),
+                    bool(row["named"]),
                 )
                 size, time = row["stamp"]
                 if not _is_whole(held, size):
@@ -305,6 +308,7 @@ def _write(
             "texts": held.texts,
             "titles": held.titles,
             "left_out": held.left_out,
+            "named": held.named,
         }
         for path, now, held in zip(paths, stamps, contents, strict=True)
     ]
@@ -381,6 +385,7 @@ def open_part(
             raise Refused(f"{where} has a split of its own, {tested}", limit="own split")
         chosen = "train" if "train" in groups else ""
 
+    _refuse_several(where, groups[chosen])
     kept = kept_index(wanted.index, where, f"{kind.name}-{chosen or 'all'}")
     how = json.dumps(sorted(wanted.columns.items()))
     found = contents_of(groups[chosen], kind.scan, kept, how)
@@ -397,6 +402,21 @@ def unlabelled(path: str, kind: "Kind") -> FileImages:
     shelf = Shelf(path, [path], [kind.scan(path)])
     images = images_on(shelf, kind.make, Wanted("all", labelled=False), None)
     return dataclasses.replace(images, labels=np.zeros(len(images), np.int64), classes=[""])
+
+
+def _refuse_several(where: str, paths: Sequence[str]) -> None:
+    """Raise Refused where one part lies in two folders, as two configurations of a data set do."""
+    folders = sorted({os.path.dirname(path) for path in paths})
+    if len(folders) > 1 and os.path.isdir(where):
+        names = [f"{os.path.relpath(folder, where)}/" for folder in folders]
+        both = f"the same images may lie in {listed(names)}"
+        raise Refused(f"{where}: {both}: name one of these folders")
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are the same: one that is repeated gets its number."""
+    counts = Counter(names)
+    return [f"{row}/{name}" if counts[name] > 1 else name for row, name in enumerate(names)]
 
 
 @dataclass(frozen=True)
@@ -461,7 +481,8 @@ def _labels(shelf: Shelf, names: Sequence[str] | None) -> tuple[np.ndarray, list
         parts.append(own[held.labels])
     codes = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     texts = list(together.numbers)
-    numbers, found = class_numbers(texts, names, shelf.where)
+    named = any(held.named for held in shelf.contents)
+    numbers, found = class_numbers(texts, names, shelf.where, named=named)
     # Numbers have titles beside them in some containers.
     if names is None and any(together.titles):
         for number, title in zip(numbers, together.titles, strict=True):
@@ -470,7 +491,7 @@ def _labels(shelf: Shelf, names: Sequence[str] | None) -> tuple[np.ndarray, list
 
 
 def class_numbers(
-    texts: Sequence[str], names: Sequence[str] | None, where: str
+    texts: Sequence[str], names: Sequence[str] | None, where: str, *, named: bool = False
 ) -> tuple[list[int], list[str]]:
     """Return the class of each label by number, and the names of all classes.
 
@@ -481,7 +502,7 @@ def class_numbers(
     """
     if names is not None:
         known = {composed(name): number for number, name in enumerate(names)}
-    if all(re.fullmatch(r"\d+", text) for text in texts):
+    if not named and all(re.fullmatch(r"\d{1,18}", text) for text in texts):
         numbers = [int(text) for text in texts]
         highest = max(numbers, default=-1)
         if names is not None and highest >= len(names):

@@ -28,6 +28,7 @@ from datasets.containers import (
     Wanted,
     open_part,
     pyarrow_parquet,
+    unique,
     word_of,
 )
 from datasets.images import FileImages, Names, refuse_large
@@ -41,6 +42,7 @@ MAX_CACHE = 256 << 20
 MAX_GROUP = 2 << 30
 # Groups that are read to tell what an image read by itself costs.
 MEASURED = 3
+NO_BYTES = "the row has no bytes of an image"
 
 
 def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages:
@@ -53,10 +55,10 @@ def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages
         raise Refused("a folder with .parquet files is needed", limit="data_dir")
     pyarrow_parquet()
     where, paths = find(data_dir, ".parquet", wanted.cache)
-    names = told_names(where) or _class_names(paths, wanted.columns)
+    names = told_names(where, paths) or _class_names(paths, wanted.columns)
     kind = Kind("parquet", partial(scan, columns=wanted.columns), partial(_made, wanted.columns))
     try:
-        return open_part(where, paths, kind, wanted, names)
+        images = open_part(where, paths, kind, wanted, names)
     except Refused as error:
         if error.limit != "labels":
             raise
@@ -64,6 +66,13 @@ def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages
         if not advice:
             raise
         raise Refused(f"{error}: {advice}", limit=limit) from None
+    try:
+        images.read(0, 1)
+    except ValueError as error:
+        if str(error) == NO_BYTES:
+            way = "name the files themselves in a table, or write the files' bytes into the rows"
+            raise Refused(f"{images.path(0)}: {error}, at most its path: {way}") from None
+    return images
 
 
 def _advice(paths: Sequence[str], where: str, wanted: Wanted) -> tuple[str, str]:
@@ -181,13 +190,21 @@ def scan(path: str, columns: Mapping[str, str]) -> Contents:
     except Exception as error:
         raise Refused(f"{path} cannot be read: {_reason(error)}") from None
     return Contents(
-        Names(names),
+        Names(unique(names)),
         np.concatenate(places).astype(np.int64) if places else np.zeros((0, 3), np.int64),
         np.array(labels, np.int64),
         list(texts.numbers),
         texts.titles,
         Counter(),
+        label is not None and not _is_number(file, label),
     )
+
+
+def _is_number(file: Any, label: str) -> bool:
+    """True for a column of numbers; texts are names, were they digits."""
+    types = import_module("pyarrow").types
+    kind = file.schema_arrow.field(label).type
+    return bool(types.is_integer(kind) or types.is_floating(kind))
 
 
 def _has_path(file: Any, image: str, path: str) -> bool:
@@ -216,8 +233,9 @@ def _text(value: object, path: str) -> str | None:
         value = int(value) if value.is_integer() else value
     if value is None or (isinstance(value, int) and value < 0):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise Refused(f"{path}: a label is {type(value).__name__}, not a number or a text")
+    if not isinstance(value, (int, str)):
+        wrong = f"a label is {type(value).__name__}, not a whole number or a text"
+        raise Refused(f"{path}: {wrong}", limit="column")
     return str(value) or None
 
 
@@ -251,7 +269,7 @@ class Rows(Files):
             raise ValueError(f"{self.paths[number]} changed since it was opened: start again")
         value = images[inside].as_py()
         if value is None:
-            raise ValueError("the row has no bytes of an image")
+            raise ValueError(NO_BYTES)
         refuse_large(len(value), most)
         return bytes(value if head < 0 else value[:head])
 

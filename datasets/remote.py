@@ -23,6 +23,8 @@ from base.randomness import key
 from base.text import printable
 from datasets.braces import expand
 
+# Copied too where it lies beside the files.
+CLASSES = "classes.txt"
 CACHE = "~/.cache/multi-gpu-torch/remote"
 # Bytes that are fetched at a time.
 BLOCK = 4 << 20
@@ -67,12 +69,31 @@ def copies(data_dir: str, ending: str, cache: Cache) -> list[str]:
     files = [
         _described(system, path, place / _as_path(os.path.relpath(path, above))) for path in paths
     ]
-    missing = [file for file in files if not _is_here(file)]
+    wanted = files + _names_beside(system, files[0])
+    missing = [file for file in wanted if not _is_here(file)]
     _refuse_too_many(files, missing, folder, cache)
     for number, file in enumerate(missing, 1):
         file.copy.parent.mkdir(parents=True, exist_ok=True)
         _copy(system, file, f"{number} of {len(missing)}: {file.copy.name}")
     return [str(file.copy) for file in files]
+
+
+def holds(data_dir: str, ending: str) -> bool:
+    """True for an address at which files of this ending lie."""
+    try:
+        return bool(_named(data_dir, ending)[1])
+    except Refused:
+        return False
+
+
+def _names_beside(system: Any, file: Remote) -> list[Remote]:
+    """Return the file of class names beside a file, none where there is none."""
+    try:
+        path = f"{file.path.rpartition('/')[0]}/{CLASSES}"
+        copy = file.copy.with_name(CLASSES)
+        return [_described(system, path, copy)] if system.exists(path) else []
+    except Exception:  # whatever a system says of a file that it lacks
+        return []
 
 
 def _named(data_dir: str, ending: str) -> tuple[Any, list[str]]:
@@ -216,5 +237,7 @@ def _receive(system: Any, file: Remote, part: Path, block_size: int) -> Iterator
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
     lines = str(error).splitlines()
     return printable(lines[0] if lines else type(error).__name__)

@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,19 @@ from base.files import read_text
 from base.text import printable
 from datasets import remote
 from datasets.braces import expand
-from datasets.containers import Contents, Files, Kind, Shelf, Texts, Wanted, open_part
+from datasets.containers import (
+    Contents,
+    Files,
+    Kind,
+    Shelf,
+    Texts,
+    Wanted,
+    open_part,
+    unique,
+)
 from datasets.folder import ENDINGS
 from datasets.images import FileImages, Names, refuse_large
+from datasets.remote import CLASSES
 
 # A sample's name goes up to the first dot of the file's; what follows is what the file holds.
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
@@ -35,6 +45,10 @@ TITLES = ("class_name", "label_name")
 # Bytes of a label.
 MAX_LABEL = 1 << 20
 BLOCK = 512
+# Of a whole number, as some programs write it.
+WHOLE = re.compile(r"-?\d+\.0+")
+# Folders below the one that is named: of a configuration, and of a part.
+DEPTH = 2
 # What compressed files begin with.
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -51,7 +65,7 @@ def open_shards(data_dir: str | None, part: str, **settings: Any) -> FileImages:
         raise Refused(needed, limit="data_dir")
     where, paths = find(data_dir, ".tar", wanted.cache)
     kind = Kind("shards", partial(scan, columns=wanted.columns), Shards.on)
-    return open_part(where, paths, kind, wanted, told_names(where))
+    return open_part(where, paths, kind, wanted, told_names(where, paths))
 
 
 def find(data_dir: str, ending: str, cache: remote.Cache | None) -> tuple[str, list[str]]:
@@ -64,8 +78,9 @@ def find(data_dir: str, ending: str, cache: remote.Cache | None) -> tuple[str, l
         paths = remote.copies(data_dir, ending, cache or remote.Cache())
         return os.path.commonpath([os.path.dirname(path) for path in paths]), paths
     if os.path.isdir(data_dir):
-        paths = [path for path in _below(data_dir) if path.lower().endswith(ending)]
+        paths = [path for path in files_below(data_dir) if path.lower().endswith(ending)]
         if not paths:
+            _refuse_compressed(data_dir)
             raise Refused(f"{data_dir} has no {ending} file")
         return data_dir, sorted(paths)
     paths = expand(data_dir)
@@ -80,26 +95,35 @@ def find(data_dir: str, ending: str, cache: remote.Cache | None) -> tuple[str, l
     return folder or ".", paths
 
 
-def _below(folder: str) -> Iterator[str]:
-    """Yield the files in a folder and in those directly below it that are not hidden."""
+def files_below(folder: str, depth: int = DEPTH) -> Iterator[str]:
+    """Yield the files in a folder and in those up to so deep below it that are not hidden."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
                 yield entry.path
-                continue
-            with os.scandir(entry.path) as inner:
-                yield from (e.path for e in inner if not e.is_dir() and e.name[0] != ".")
+            elif depth:
+                yield from files_below(entry.path, depth - 1)
 
 
-def told_names(where: str) -> list[str] | None:
+def _refuse_compressed(folder: str) -> None:
+    """Raise Refused for a folder whose tar files are all compressed."""
+    for path in sorted(files_below(folder)):
+        if re.search(r"\.(tar\.\w+|tgz|tbz2|txz)$", path.lower()):
+            way = "unpack it: images within it cannot be read one by one"
+            raise Refused(f"{folder} has no .tar file, {path} is compressed: {way}")
+
+
+def told_names(where: str, paths: Sequence[str]) -> list[str] | None:
     """Return the class names in a classes.txt beside the files, a name a line, None without one.
 
     Raises Refused.
     """
-    path = os.path.join(where, "classes.txt")
-    if not os.path.exists(path):
+    places = dict.fromkeys([where, *map(os.path.dirname, paths)])
+    found = (os.path.join(place, CLASSES) for place in places)
+    path = next(filter(os.path.exists, found), None)
+    if path is None:
         return None
     try:
         names = read_text(path).splitlines()
@@ -145,6 +169,7 @@ def scan(path: str, columns: Mapping[str, str]) -> Contents:
     places: list[tuple[int, int]] = []
     labels: list[int] = []
     texts, left_out = Texts(path), Counter[str]()
+    named = False
     with open(path, "rb") as file:
         for sample in _samples(path, left_out):
             image = _image_of(sample, path, columns)
@@ -153,14 +178,20 @@ def scan(path: str, columns: Mapping[str, str]) -> Contents:
                 continue
             names.append(f"{sample.name}.{sample.endings[image]}".removeprefix("./"))
             places.append(sample.files[image])
-            labels.append(texts.number(*_label_of(sample, file, path, columns)))
+            label, title = _label_of(sample, file, path, columns)
+            if label is None and "label" not in columns:
+                # The folder part is the class where nothing else says one.
+                label = _folder_of(sample)
+                named = named or label is not None
+            labels.append(texts.number(label, title))
     return Contents(
-        Names(names),
+        Names(unique(names)),
         np.array(places, np.int64).reshape(-1, 2),
         np.array(labels, np.int64),
         list(texts.numbers),
         texts.titles,
         left_out,
+        named,
     )
 
 
@@ -248,6 +279,8 @@ def _label_of(
         if kind not in sample.files:
             return None, ""
         content = _text_in(sample, kind, file, path)
+        if WHOLE.fullmatch(content):
+            content = content.partition(".")[0]
         if kind != "json":
             return None if content in ("", "-1") else content, _title_of(
                 sample, file, path, columns
@@ -256,9 +289,15 @@ def _label_of(
         title = _title_of(sample, file, path, columns)
         if label is not None:
             return None if label in ("", "-1") else label, title
+    return None, title
+
+
+def _folder_of(sample: Sample) -> str | None:
+    """Return the folder's name in a sample's, None for a sample with a label's file, or without."""
     folder = os.path.basename(os.path.dirname(sample.name))
-    # The folder part is the class where nothing else says one.
-    return (folder or None) if not kinds and folder != "." else None, title
+    if folder in ("", ".") or any(kind in sample.files for kind in LABELS):
+        return None
+    return folder
 
 
 def _title_of(sample: Sample, file: Any, path: str, columns: Mapping[str, str]) -> str:
@@ -297,7 +336,7 @@ def _field(known: Any, names: Any) -> str | None:
         value = known
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
+        if isinstance(value, (str, int)):
             return str(value)
         if isinstance(value, float) and value.is_integer():
             return str(int(value))

@@ -6,16 +6,18 @@ the rows, so that a table of a folder trains exactly as the folder does.
 
 import codecs
 import csv
+import dataclasses
 import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from base.arguments import is_whole
+from base.arguments import is_address, is_whole
 from base.errors import Refused
 from base.files import read_bytes, whole_file
 from base.text import listed, printable
@@ -29,17 +31,26 @@ COLUMNS = {
     "label": ("label", "class", "target"),
     "split": ("split", "set", "fold"),
 }
-SEPARATORS = ",;\t"
+# Of a table that is written.
+HEADING = ["file_name", "label", "split"]
+SEPARATORS = ",;\t|"
 # Bytes of a table: of some 10 million rows.
 MAX_TABLE = 1 << 30
+GZIP = b"\x1f\x8b"
+# Of other programs' own first lines.
+EXCEL = re.compile(r"sep=(.)\r?\n")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are named of those with one fault.
 SHOWN = 5
-NO_LABEL = ("", "-1")
-# Types of a Parquet table's columns that are read.
-PLAIN = re.compile(r"(large_)?string|u?int\d+")
-SHORT, NO_IMAGE, UNLABELLED = "with too few columns", "without an image", "without a label"
+# No label, as people and R and pandas write it.
+NO_LABEL = ("", "-1", "-1.0", "NA", "NaN", "nan", "null")
+# A whole number, as pandas writes it where some are missing.
+WHOLE = re.compile(r"\d{1,18}(\.0+)?")
+SHORT, LONG = "with too few columns", "with too many columns (a comma that is not quoted?)"
+NO_IMAGE, UNLABELLED = "without an image", "without a label"
 MISSING, DOUBLED = "whose file is missing", "doubled"
+ADDRESS = "whose image lies at an address, which tables do not read"
+NO_PART = "whose part is none of train, val and test"
 OTHER_CLASS, OTHER_PART = "with another class for one file", "with another part for one file"
 
 
@@ -97,6 +108,8 @@ def _placed(row: Row, where: str) -> Row:
     if not row.image:
         return row
     image = row.image
+    if is_address(image):
+        return dataclasses.replace(row, fault=ADDRESS)
     # As Windows writes them.
     if "\\" in image and not os.path.lexists(os.path.join(where, image)):
         image = image.replace("\\", "/")
@@ -109,6 +122,8 @@ def _of_part(rows: Sequence[Row], wanted: Wanted) -> list[Row]:
     """Return the rows of the part that is asked for. Raises Refused where there are none."""
     parts = list(dict.fromkeys(row.part for row in rows if not row.fault))
     table = wanted.labels or ""
+    if not parts:
+        return list(rows)
     if wanted.val_share is None:
         chosen = choose_part(parts, wanted.part, table)
     else:
@@ -144,11 +159,16 @@ def _faults(rows: Sequence[Row], chosen: Sequence[Row], where: str, wanted: Want
             fault = NO_IMAGE
         elif not fault and wanted.labelled and row.label in NO_LABEL:
             fault = UNLABELLED
-        elif not fault and not os.path.exists(os.path.join(where, row.image)):
+        elif not fault and not _is_there(os.path.join(where, row.image)):
             fault = MISSING
         if fault:
             faults.setdefault(fault, []).append(row)
     return faults
+
+
+def _is_there(path: str) -> bool:
+    """False for what is missing, and for a folder: the rest is the reader's to refuse."""
+    return os.path.exists(path) and not os.path.isdir(path)
 
 
 def _refuse_faults(faults: Faults, wanted: Wanted) -> dict[str, int]:
@@ -177,18 +197,21 @@ def read(path: str, columns: Mapping[str, str]) -> list[Row]:
         if places[what] is None:
             missing = f"has no column of {what}s, it has {listed(list(heading))}"
             raise Refused(f"{path} {missing}", limit="column")
-    found = [_row(number, row, places) for number, row in enumerate(rows, 2) if any(row)]
-    return _with_parts(found, given="split" in columns, path=path)
+    width = len(heading)
+    found = [_row(number, row, places, width) for number, row in enumerate(rows, 2) if any(row)]
+    return _whole(_with_parts(found, given="split" in columns))
 
 
 def _place(heading: Sequence[str], what: str, columns: Mapping[str, str], path: str) -> int | None:
     """Return the number of a column, None where there is none of its names. Raises Refused."""
     names = [name.strip().lower() for name in heading]
     if what in columns:
-        if columns[what] not in heading:
-            missing = f"has no column '{columns[what]}', it has {listed(list(heading))}"
-            raise Refused(f"{path} {missing}", limit="column")
-        return heading.index(columns[what])
+        if columns[what] in heading:
+            return list(heading).index(columns[what])
+        if names.count(columns[what].lower()) == 1:
+            return names.index(columns[what].lower())
+        missing = f"has no column '{columns[what]}', it has {listed(list(heading))}"
+        raise Refused(f"{path} {missing}", limit="column")
     usual = (name for name in COLUMNS[what] if name in names)
     name = next(usual, None)
     if name is not None and names.count(name) > 1:
@@ -196,10 +219,12 @@ def _place(heading: Sequence[str], what: str, columns: Mapping[str, str], path: 
     return None if name is None else names.index(name)
 
 
-def _row(number: int, row: Sequence[str], places: Mapping[str, int | None]) -> Row:
+def _row(number: int, row: Sequence[str], places: Mapping[str, int | None], width: int) -> Row:
     at = [place for place in places.values() if place is not None]
     if len(row) <= max(at):
         return Row(number, "", "", "", SHORT)
+    if any(row[width:]):
+        return Row(number, "", "", "", LONG)
     image, label, part = (
         "" if place is None else row[place].strip()
         for place in (places["image"], places["label"], places["split"])
@@ -207,20 +232,25 @@ def _row(number: int, row: Sequence[str], places: Mapping[str, int | None]) -> R
     return Row(number, image, label, part)
 
 
-def _with_parts(rows: list[Row], *, given: bool, path: str) -> list[Row]:
+def _with_parts(rows: list[Row], *, given: bool) -> list[Row]:
     """Return the rows with parts by their usual words.
 
     A column of other words that only happens to be called split, as numbers of folds are, says
-    nothing. Raises Refused for other words in one that was named, or beside the usual ones.
+    nothing. Other words in one that was named, or beside the usual ones, are faults.
     """
     known = {row.part: WORDS.get(row.part.lower(), "") for row in rows}
     if not given and not any(known.values()):
         return [Row(row.number, row.image, row.label, "", row.fault) for row in rows]
-    strange = next((row for row in rows if not known[row.part] and not row.fault), None)
-    if strange is not None:
-        wrong = f"row {strange.number} has part '{strange.part}'"
-        raise Refused(f"{path}: {wrong}, known are {', '.join(WORDS)}")
-    return [Row(row.number, row.image, row.label, known[row.part], row.fault) for row in rows]
+    return [
+        Row(
+            row.number,
+            row.image,
+            row.label,
+            known[row.part],
+            row.fault or ("" if known[row.part] else NO_PART),
+        )
+        for row in rows
+    ]
 
 
 def _text(path: str) -> tuple[list[str], Iterator[list[str]]]:
@@ -230,6 +260,8 @@ def _text(path: str) -> tuple[list[str], Iterator[list[str]]]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Refused(f"cannot read {path}: {reason}") from None
+    if content.startswith(GZIP):
+        raise Refused(f"{path} is compressed by gzip: unpack it")
     if content.startswith(UTF16) or b"\0" in content[:4096]:
         raise Refused(f"{path} is in UTF-16 or no text: save it as CSV in UTF-8")
     try:
@@ -239,24 +271,32 @@ def _text(path: str) -> tuple[list[str], Iterator[list[str]]]:
         raise Refused(f"{path} is not in UTF-8 (line {line}): save it as CSV in UTF-8") from None
     try:
         # The separator that makes most of the heading.
-        lines = io.StringIO(text, newline="")
-        first = lines.readline()
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        told = EXCEL.match(text)
+        if told:
+            text = text[told.end() - 1 :]
+            first = next((line for line in text.splitlines() if line.strip()), "")
         headings = {sep: next(csv.reader([first], delimiter=sep), []) for sep in SEPARATORS}
         separator = max(SEPARATORS, key=lambda sep: len(headings[sep]))
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        form = {"delimiter": separator, "strict": True, "skipinitialspace": True}
+        rows = list(csv.reader(io.StringIO(text, newline=""), **form))  # type: ignore[arg-type]
     except csv.Error as error:
         raise Refused(f"{path} is no table that can be read: {error}") from None
-    if not rows:
+    # Blank lines before the heading keep the numbers of the rows.
+    blank = next((number for number, row in enumerate(rows) if any(row)), len(rows))
+    if blank == len(rows):
         raise Refused(f"{path} is empty")
-    return rows[0], iter(rows[1:])
+    return rows[blank], iter([[]] * blank + rows[blank + 1 :])
 
 
 def _parquet(path: str) -> tuple[list[str], Iterator[list[str]]]:
     """Return heading and rows of a Parquet file, of the columns that are texts or numbers."""
     parquet = pyarrow_parquet()
     try:
+        types = import_module("pyarrow").types
+        nested = (types.is_nested, types.is_binary, types.is_large_binary)
         schema = parquet.read_schema(path)
-        plain = [field.name for field in schema if PLAIN.fullmatch(str(field.type))]
+        plain = [field.name for field in schema if not any(kind(field.type) for kind in nested)]
         table = parquet.ParquetFile(path).read(columns=plain, use_threads=False)
         columns = [table.column(name).to_pylist() for name in plain]
     # pyarrow raises its own, and others, for what is damaged.
@@ -280,7 +320,7 @@ def write(
     """
     with whole_file(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["file_name", "label", "split"])
+        writer.writerow(HEADING)
         for part, images in parts.items():
             above = os.path.relpath(images.where, root) if images.packed is None else "."
             for name, label in zip(images.names, images.labels.tolist(), strict=True):
@@ -309,4 +349,14 @@ def in_usual_order(classes: Sequence[str]) -> bool:
 def _ordered(names: Iterable[str]) -> list[str]:
     """Return class names in their order: as numbers, where all are."""
     texts = sorted(names)
-    return sorted(texts, key=int) if all(map(is_whole, texts)) else texts
+    # Longer ones are no numbers to anyone.
+    are_numbers = all(is_whole(text) and len(text) <= 18 for text in texts)
+    return sorted(texts, key=int) if are_numbers else texts
+
+
+def _whole(rows: list[Row]) -> list[Row]:
+    """Return the rows with labels as whole numbers, where all of them are: 1 for 1.0."""
+    labels = [row.label for row in rows if row.label not in NO_LABEL]
+    if not any("." in label for label in labels) or not all(map(WHOLE.fullmatch, labels)):
+        return rows
+    return [dataclasses.replace(row, label=row.label.partition(".")[0]) for row in rows]

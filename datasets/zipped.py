@@ -26,6 +26,8 @@ HEADER = 30
 SIGNATURE = b"PK\x03\x04"
 # Bit 0 of the flags (4.4.4).
 ENCRYPTED = 1
+# Bit 11: the name is in UTF-8, else in code page 437 (4.4.4, appendix D).
+UTF8 = 1 << 11
 # Systems that write paths with \ in them (4.4.2): DOS and its heirs.
 DOS = (0, 10, 11, 14)
 METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
@@ -98,7 +100,7 @@ def _tree(path: str, now: tuple[int, int]) -> Tree:
     folders: dict[str, dict[str, int]] = {"": {}}
     places: list[tuple[int, int, int, int, int]] = []
     for info in _members(path):
-        name = info.filename.replace("\\", "/") if info.create_system in DOS else info.filename
+        name = _name_of(info)
         parts = _parts(name, path)
         is_file = not name.endswith("/")
         above = "/".join(parts[:-1] if is_file else parts)
@@ -131,6 +133,15 @@ def _members(path: str) -> list[zipfile.ZipInfo]:
     # zipfile lets through what its parsers raise for damaged bytes.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise Refused(f"{path} is no .zip file that can be read: {printable(error)}") from None
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """Return a member's name: some programs write UTF-8 without saying so, others \\ in paths."""
+    name = info.filename
+    if not info.flag_bits & UTF8 and not name.isascii():
+        with contextlib.suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/") if info.create_system in DOS else name
 
 
 def _parts(name: str, path: str) -> list[str]:

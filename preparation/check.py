@@ -5,12 +5,14 @@ decoder would notice.
 import functools
 import hashlib
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from base.arguments import is_address
 from base.errors import Refused, reason_of
 from base.files import read_rows, refuse_foreign, write_rows
 from base.text import printable
@@ -62,24 +64,22 @@ def check(origin: Origin, processes: int, out: str | None = None) -> int:
 
     out: the folder of the lists, where that of the images is read-only. Raises Refused.
     """
-    where = origin.where
-    place = Path(out or (where if os.path.isdir(where) else os.path.dirname(where) or "."))
+    place, prefix = _lists_of(origin.where, out)
     if out is not None:
         place.mkdir(parents=True, exist_ok=True)
     if not os.access(place, os.W_OK):
         raise Refused(f"{place} is read-only for this user", limit="lists")
-    refuse_foreign(place / BAD, BAD_HEADING)
-    refuse_foreign(place / MANIFEST, HEADING)
+    listed, path = place / f"{prefix}{BAD}", place / f"{prefix}{MANIFEST}"
+    refuse_foreign(listed, BAD_HEADING)
+    refuse_foreign(path, HEADING)
     pieces = origin.pieces()
     items = items_of(pieces)
     work = functools.partial(check_one, pieces)
     found = list(each(work, items, len(items), "checking", processes))
     bad = [image for image in found if image.reason]
-    listed = place / BAD
     rows = ([printable(image.name), printable(image.reason)] for image in bad)
     write_rows(listed, BAD_HEADING, rows)
 
-    path = place / MANIFEST
     # A manifest that is there is never overwritten: it is what the images are compared with.
     differences = compare(path, found) if path.exists() else []
     if not path.exists():
@@ -99,6 +99,18 @@ def check(origin: Origin, processes: int, out: str | None = None) -> int:
         print(f"{len(differences)} differences from {path}: {way}", file=sys.stderr)
 
     return 1 if bad or differences else 0
+
+
+def _lists_of(where: str, out: str | None) -> tuple[Path, str]:
+    """Return the folder of the lists, and what precedes their names: files beside each other have
+    lists of their own. Raises Refused.
+    """
+    if is_address(where) and out is None:
+        raise Refused(f"{where} is an address", limit="lists")
+    if os.path.isdir(where):
+        return Path(out or where), ""
+    name = re.sub(r"[^\w.-]+", "_", os.path.basename(where.rstrip("/")))
+    return Path(out or os.path.dirname(where) or "."), f"{name}."
 
 
 def shown(name: str) -> str:

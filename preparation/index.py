@@ -14,11 +14,11 @@ import h5py
 import numpy as np
 
 from base.errors import Failed, Refused
-from base.files import is_special, refuse_target, replacing, whole_file, write_json
+from base.files import is_special, refuse_foreign, refuse_target, replacing, whole_file, write_json
 from base.text import printable
 from datasets import dbcollection, folder, hdf5, table
 from datasets.images import FileImages
-from preparation.sources import PARTS, Origin
+from preparation.sources import PARTS, Origin, run_with
 
 # What HDF5 1.8 and all later ones read.
 LIBVER = ("earliest", "v108")
@@ -56,7 +56,8 @@ def write_table(origin: Origin, out: str) -> None:
     """Write a table of all images; beside it their classes, where a table would number them
     otherwise. Raises Refused.
     """
-    refuse_target(out)
+    refuse_target(out, origin.labels or "")
+    refuse_foreign(Path(out), table.HEADING)
     parts = origin.parts()
     root = origin.data_dir or os.path.dirname(origin.where) or "."
     words = {"" if part == "all" else PARTS[part]: images for part, images in parts.items()}
@@ -74,7 +75,8 @@ def write_table(origin: Origin, out: str) -> None:
         print("the images lie in containers: the table tells of them, and does not lead to them")
         return
     where = f" --data_dir {shlex.quote(root)}"
-    print(f"a run: python main.py --dataset table --labels {shlex.quote(out)}{where}{more}")
+    run = f"python main.py --dataset table --labels {shlex.quote(out)}{where}{more}"
+    print(f"a run: {run}{run_with(parts)}")
 
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:

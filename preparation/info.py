@@ -110,6 +110,8 @@ def _print_part(part: str, images: FileImages, limits: Limits) -> None:
 
 def _from_manifest(images: FileImages) -> Sizes | None:
     """Return what `prepare.py check` found, None where it was not run."""
+    if images.packed is not None:
+        return None
     where = Path(images.where)
     for place, prefix in ((where, ""), (where.parent, f"{where.name}/")):
         if not (place / MANIFEST).exists():

@@ -7,6 +7,7 @@ there of the same images stays: a run killed at any instant goes on with the nex
 import io
 import json
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from base.text import printable
 from datasets import changes, decode, shards
 from datasets.changes import Sides
 from datasets.images import FileImages
-from preparation.sources import PARTS, Origin, names_by_class
+from preparation.sources import PARTS, Origin, names_by_class, run_with
 
 NOTE = ".packed.json"
 CLASSES = "classes.txt"
@@ -36,7 +37,9 @@ def pack(origin: Origin, out: str, shard: int) -> None:
 
     Raises Refused for an image that cannot be read, and where `out` holds other shards.
     """
-    target = Path(out)
+    target, source = Path(out), Path(origin.where).resolve()
+    if source.is_dir() and (source == target.resolve() or source in target.resolve().parents):
+        raise Refused(f"{out} and {origin.where} must be apart", limit="out")
     parts = origin.parts()
     classes = next(iter(parts.values())).classes
     target.mkdir(parents=True, exist_ok=True)
@@ -55,11 +58,7 @@ def pack(origin: Origin, out: str, shard: int) -> None:
         unlabelled = int((images.labels < 0).sum())
         more = f", {unlabelled} of them without a label" if unlabelled else ""
         print(f"{PARTS[part]}: {len(images)} images{more} in {count} shards, in {out}")
-    whole = "train" in parts and "test" in parts
-    print(
-        f"train on them with: python main.py --dataset shards --data_dir {out}"
-        + ("" if whole else " --valShare 0.1")
-    )
+    print(f"a run: python main.py --dataset shards --data_dir {shlex.quote(out)}{run_with(parts)}")
 
 
 def _refuse_other(target: Path, origin: Origin, parts: dict[str, FileImages], shard: int) -> None:

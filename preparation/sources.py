@@ -12,7 +12,9 @@ from datasets import DATASETS, folder
 from datasets.braces import expand
 from datasets.containers import NoPart
 from datasets.images import FileImages, Limits, Names
-from datasets.remote import Cache
+from datasets.remote import Cache, holds
+from datasets.shards import files_below
+from datasets.zipped import zip_of
 
 # What an opener calls a part -> what the user does.
 PARTS = {"train": "train", "test": "val", "other": "test", "all": "images"}
@@ -51,13 +53,13 @@ class Origin:
             if where.lower().endswith(ending):
                 return name
         if is_address(where):
-            return "shards"
-        if not os.path.exists(where):
+            return "shards" if holds(where, ".tar") or not holds(where, ".parquet") else "parquet"
+        if not os.path.exists(where) and zip_of(where) is None:
             expand(where)
             raise Refused(f"there is no {where}")
         if os.path.isdir(where):
             return _kind_of_folder(where)
-        if where.lower().endswith(".zip"):
+        if zip_of(where) is not None:
             return "folder"
         raise Refused(f"{where} is no folder and no .zip, .tar or .parquet file")
 
@@ -120,11 +122,9 @@ class Origin:
 
 def _kind_of_folder(where: str) -> str:
     """Return what lies in a folder: class folders with images, or containers."""
-    names = [name.lower() for name in os.listdir(where)]
     inner = [os.path.join(where, name) for name in folder.folders_in(where)]
-    below = [name.lower() for path in inner for name in os.listdir(path)]
     for ending, kind in ((".tar", "shards"), (".parquet", "parquet")):
-        has_some = any(name.endswith(ending) for name in names + below)
+        has_some = any(path.lower().endswith(ending) for path in files_below(where))
         if has_some and not any(folder.has_images(path) for path in inner):
             return kind
     return "folder"
@@ -136,6 +136,13 @@ def _same(some: FileImages, others: FileImages) -> bool:
     if len(some) != len(others) or some.where != others.where:
         return False
     return all(some.names[at % len(some)] == others.names[at % len(some)] for at in ends)
+
+
+def run_with(parts: Mapping[str, FileImages]) -> str:
+    """Return what main.py needs beside the images, where they are these parts."""
+    if "train" not in parts and "all" not in parts:
+        return " --test --retrain FILE"
+    return "" if "test" in parts else " --valShare 0.1"
 
 
 def items_of(pieces: Sequence[Piece]) -> list[tuple[int, int]]:

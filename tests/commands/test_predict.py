@@ -1,6 +1,7 @@
 """A weights file alone is enough to test it again and to name images."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -111,13 +112,15 @@ def test_images_in_containers_are_predicted_as_files_are(
     with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
         for path in sorted(place.rglob("*.jpg")):
             archive.write(path, str(path.relative_to(place)))
+    (tmp_path / "t").mkdir()
+    shutil.copy(tmp_path / "s" / "train-000000.tar", tmp_path / "t" / "any.tar")
     capsys.readouterr()
     answers = []
-    for where in ("d/train", "s/train-{000000..000000}.tar", "d.zip/train"):
+    for where in ("d/train", "s/train-{000000..000000}.tar", "d.zip/train", "t"):
         with pytest.raises(SystemExit) as ended:
             predict.main([weights, str(tmp_path / where)])
         assert ended.value.code == 0
         lines = capsys.readouterr().out.splitlines()
         answers.append([line.rpartition(".jpg: ")[2] for line in lines])
     assert len(answers[0]) == 6
-    assert answers[1:] == [answers[0]] * 2
+    assert answers[1:] == [answers[0]] * 3

@@ -432,7 +432,7 @@ def test_parquet_says_once_what_reading_costs(tmp_path: Path) -> None:
 
 
 def test_rows_without_bytes_are_bad_images(tmp_path: Path) -> None:
-    rows(tmp_path / "train.parquet", [jpeg(), None], [0, 1])
+    rows(tmp_path / "train.parquet", [jpeg(), None, jpeg(1)], [0, 1, 1])
     images = opened("parquet", tmp_path, "train")
     with pytest.raises(ValueError, match="no bytes of an image"):
         images.read(1)
@@ -493,6 +493,73 @@ def test_a_missing_library_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(containers, "import_module", gone)
     with refused_with(r"pip install -e '.\[parquet\]'"):
         opened("parquet", CONTAINERS / "hf-textlabel", "train")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "shards"])
+def test_images_that_are_called_the_same_stay_apart(kind: str, tmp_path: Path) -> None:
+    """As the hub has them, whose rows keep the last part of a path alone."""
+    contents, labels = [jpeg(n) for n in range(30)], [n % 2 for n in range(30)]
+    place = tmp_path / "d"
+    place.mkdir()
+    if kind == "parquet":
+        structs = [{"bytes": content, "path": "image.jpg"} for content in contents]
+        table = pyarrow.table({"image": structs, "label": labels})
+        pyarrow.parquet.write_table(table, place / "train.parquet")
+    else:
+        with tarfile.open(place / "train.tar", "w") as archive:
+            for content, label in zip(contents, labels, strict=True):
+                for name, data_ in (("a.jpg", content), ("a.cls", b"%d" % label), ("x", b"")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data_)
+                    archive.addfile(member, io.BytesIO(data_))
+                # Another sample between them, so that the next one begins anew.
+                archive.addfile(tarfile.TarInfo("b.txt"))
+    split = {"val_share": 0.3, "seed": 1, "split_file": tmp_path / "split.csv"}
+    sides = [opened(kind, place, part, **split) for part in ("train", "test", "train")]
+    assert [len(side) for side in sides] == [22, 8, 22]
+    digests = [{digest for digest, *_ in held(side)} for side in sides]
+    assert not digests[0] & digests[1]
+    assert digests[0] == digests[2]
+    assert len(set(sides[0].names)) == 22
+
+
+def test_two_configurations_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("default", "small"):
+        rows(tmp_path / "d" / name / "train" / "0000.parquet", [jpeg(0), jpeg(1)], [0, 1])
+        rows(tmp_path / "d" / name / "test" / "0000.parquet", [jpeg(2), jpeg(3)], [0, 1])
+    with refused_with("the same images may lie in default/train/, small/train/: name one"):
+        opened("parquet", tmp_path / "d", "train")
+    for part in ("train", "test"):
+        assert len(opened("parquet", tmp_path / "d" / "small", part)) == 2
+
+
+def test_digits_that_are_texts_or_folders_are_names(tmp_path: Path) -> None:
+    rows(tmp_path / "p" / "train.parquet", [jpeg(0), jpeg(1), jpeg(2)], ["2019", "2020", "2019"])
+    assert opened("parquet", tmp_path / "p", "train").classes == ["2019", "2020"]
+    tar(tmp_path / "s" / "train.tar", {"10/a.jpg": jpeg(0), "9/b.jpg": jpeg(1)})
+    assert opened("shards", tmp_path / "s", "train").classes == ["10", "9"]
+
+
+def test_class_names_beside_shards_one_folder_below_are_found(tmp_path: Path) -> None:
+    tar(tmp_path / "d" / "tars" / "train.tar", samples(a=b"0", b=b"1.0"))
+    (tmp_path / "d" / "tars" / "classes.txt").write_text("cat\ndog\n")
+    images = opened("shards", tmp_path / "d", "train")
+    assert (images.classes, images.labels.tolist()) == (["cat", "dog"], [0, 1])
+
+
+def test_compressed_shards_in_a_folder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "train-0.tar.gz").write_bytes(b"x")
+    with refused_with("train-0.tar.gz is compressed: unpack it"):
+        opened("shards", tmp_path, "train")
+
+
+def test_rows_of_paths_alone_are_refused_at_once(tmp_path: Path) -> None:
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    structs = pyarrow.array([{"bytes": None, "path": f"/d/{n}.jpg"} for n in range(2)], kind)
+    table = pyarrow.table({"image": structs, "label": [0, 1]})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with refused_with("no bytes of an image, at most its path: name the files"):
+        opened("parquet", tmp_path, "train")
 
 
 # --- .zip
@@ -615,6 +682,23 @@ def test_changed_bytes_of_a_member_are_seen(tmp_path: Path) -> None:
     images = opened("folder", path, "all")
     with pytest.raises(ValueError, match="CRC-32"):
         images.read(0)
+
+
+def test_names_in_utf_8_that_say_so_or_not_are_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("café", "木"):
+            archive.writestr(f"{name}/1.jpg", jpeg())
+    wanted = opened("folder", path, "all").classes
+    content = bytearray(path.read_bytes())
+    for sign, place in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = content.find(sign)
+        while at >= 0:
+            content[at + place + 1] &= ~8
+            at = content.find(sign, at + 1)
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    assert opened("folder", path, "all").classes == wanted == ["café", "木"]
 
 
 def test_what_is_no_zip_file_is_refused(tmp_path: Path) -> None:

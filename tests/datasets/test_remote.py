@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +102,15 @@ def test_shards_at_an_address_are_those_on_the_disk(server: Server, tmp_path: Pa
     far = data.open_images("shards", pattern(server), "train", cache=cached(tmp_path))
     assert [far.read(n) for n in range(len(far))] == [own.read(n) for n in range(len(own))]
     assert far.labels.tolist() == own.labels.tolist()
+
+
+def test_class_names_are_copied_too(server: Server, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    shutil.copytree(SHARDS, far)
+    (far / "classes.txt").write_text("a\nb\nc\nd\n")
+    server.folder = far
+    images = data.open_images("shards", pattern(server), "train", cache=cached(tmp_path))
+    assert images.classes == ["a", "b", "c", "d"]
 
 
 def test_a_second_start_copies_nothing(server: Server, tmp_path: Path) -> None:

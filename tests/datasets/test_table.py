@@ -170,13 +170,14 @@ def test_a_row_of_too_few_columns_is_wrong(place: Path, tmp_path: Path) -> None:
         opened(labels, where=place)
 
 
-def test_a_part_that_is_none_is_refused_where_the_column_is_named(
-    place: Path, tmp_path: Path
-) -> None:
+def test_a_row_of_no_part_is_refused_or_left_out(place: Path, tmp_path: Path) -> None:
     rows = listed(place)
-    rows[3]["split"] = "holdout"
-    with refused_with("row 5 has part 'holdout', known are train, "):
-        opened(write(tmp_path / "t.csv", rows), where=place)
+    rows[3]["split"], rows[7]["split"] = "holdout", ""
+    labels = write(tmp_path / "t.csv", rows)
+    with refused_with("2 whose part is none of train, val and test: row 5, 9 .*--badImages skip"):
+        opened(labels, where=place)
+    sides = [opened(labels, part, place, skip=True) for part in ("train", "test")]
+    assert sum(map(len, sides)) == 13
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,81 @@ def test_what_is_no_table_is_refused(content: bytes, message: str, tmp_path: Pat
         opened(str(tmp_path / "t.csv"))
     with refused_with("cannot read .*gone.csv: No such file"):
         opened(str(tmp_path / "gone.csv"))
+
+
+def test_forms_of_other_programs_are_read(place: Path, tmp_path: Path) -> None:
+    """Excel's first line, blank lines, a bar, a space before a quote, whole numbers as floats."""
+    rows, path = listed(place), tmp_path / "t.csv"
+    own = folder.open_folder(str(place), "train")
+    heading = ["file_name", "label", "split"]
+
+    def text(form: str, separator: str, label: str = "{}") -> str:
+        lines = [separator.join(heading)]
+        for row in rows:
+            cells = [row["file_name"], label.format(row["label"]), row["split"]]
+            lines.append(separator.join(cells))
+        return form.format("\n".join(lines) + "\n")
+
+    for form, separator in (("sep=;\n{}", ";"), ("\n\n{}", ","), ("{}", "|")):
+        path.write_text(text(form, separator))
+        same_images(opened(str(path), where=place), own)
+    path.write_text(text("{}", ",", ' "{}, big"'))
+    assert opened(str(path), where=place).classes == [f"class {k}, big" for k in range(3)]
+    for row in rows:
+        row["label"] = {"class 0": "10.0", "class 1": "9.0", "class 2": "2.0"}[row["label"]]
+    path.write_text(text("{}", ","))
+    assert opened(str(path), where=place).classes == ["2", "9", "10"]
+
+
+@pytest.mark.parametrize("label", ["NA", "NaN", "-1.0", "null"])
+def test_a_label_that_says_none_is_none(label: str, place: Path, tmp_path: Path) -> None:
+    rows = [row for row in listed(place) if row["split"] == "train"]
+    rows[4]["label"] = label
+    with refused_with("1 without a label: row 6"):
+        opened(write(tmp_path / "t.csv", rows), where=place)
+
+
+def test_a_comma_that_is_not_quoted_joins_no_classes(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    files = sorted((place / "train" / "class 0").iterdir())[:2]
+    path.write_text(f"path,split,label\n{files[0]},train,crane, bird\n{files[1]},train,crane, b\n")
+    with refused_with("2 with too many columns .*: row 2, 3"):
+        opened(str(path))
+
+
+@pytest.mark.parametrize("kind", ["category", "bool", "float"])
+def test_parquet_tables_of_pandas_are_read(kind: str, place: Path, tmp_path: Path) -> None:
+    rows = listed(place)
+    labels = [int(row["label"][-1]) for row in rows]
+    columns: dict[str, Any] = {
+        "file_name": [row["file_name"] for row in rows],
+        "split": pyarrow.array([row["split"] for row in rows]).dictionary_encode(),
+        "label": {
+            "category": pyarrow.array([row["label"] for row in rows]).dictionary_encode(),
+            "bool": pyarrow.array([label > 0 for label in labels]),
+            "float": pyarrow.array([float(label) for label in labels]),
+        }[kind],
+    }
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    images = opened(str(path), where=place)
+    assert len(images) == 12
+    assert len(images.classes) == (2 if kind == "bool" else 3)
+
+
+def test_addresses_and_folders_are_no_files_of_a_table(place: Path, tmp_path: Path) -> None:
+    rows = [row for row in listed(place) if row["split"] == "train"]
+    rows[0]["file_name"], rows[1]["file_name"] = "https://host/a.jpg", "train"
+    with refused_with("1 whose image lies at an address.*: row 2.*1 whose file is missing: row 3"):
+        opened(write(tmp_path / "t.csv", rows), where=place)
+
+
+def test_a_label_of_thousands_of_digits_is_a_name(place: Path, tmp_path: Path) -> None:
+    rows = [row for row in listed(place) if row["split"] == "train"]
+    rows[0]["label"] = "1" * 5000
+    for row in rows[1:]:
+        row["label"] = "2"
+    assert len(opened(write(tmp_path / "t.csv", rows), where=place).classes) == 2
 
 
 def test_a_table_that_is_written_is_read_again(place: Path, tmp_path: Path) -> None:
@@ -260,6 +336,7 @@ def test_classes_are_joined_renamed_and_left_out(images: FileImages, tmp_path: P
         ("class 0,class 0", None, "not two or more names"),
         (None, "class 0,a\nklass 1,b\n", "row 2 names a class 'klass 1' that .* lacks"),
         (None, "class 0,a\nclass 0,b\n", "names the class 'class 0' twice"),
+        (None, "Class 0,a\nclass 1,a\n", "row 1 names a class 'Class 0' that .* lacks"),
         (None, "class 0\n", "row 1 is not two columns"),
         (None, "", "row 1 is not two columns"),
         (None, "class 0,a\nclass 1,a\nclass 2,a\n", "not two or more names: a"),

@@ -4,6 +4,7 @@ packing goes on.
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,52 @@ def test_shards_of_other_images_are_kept(
     (notes / "thesis.txt").write_text("x")
     assert "is not empty, it has thesis.txt: choose another --out" in refused(place, notes, capsys)
     assert [path.name for path in notes.iterdir()] == ["thesis.txt"]
+
+
+def test_packing_into_its_own_source_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (place, place / "packed"):
+        assert "must be apart: choose another --out" in refused(place, out, capsys)
+    assert not (place / "packed").exists()
+
+
+def test_the_run_that_is_advised_fits_what_is_there(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(place / "train")
+    pack(place, tmp_path / "s")
+    assert "--test --retrain FILE" in capsys.readouterr().out
+
+
+def test_a_table_is_not_written_over_another(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.csv"
+    own.write_text(f"path,label,photographer\n{place}/train/class 0/0.jpg,a,me\n")
+    for source in (["--labels", str(own)], ["--data_dir", str(place)]):
+        with pytest.raises(SystemExit) as ended:
+            prepare.main(["index", *source, "--to", "table", "--out", str(own)])
+        assert ended.value.code == 2
+    assert "photographer" in own.read_text()
+    capsys.readouterr()
+
+
+def test_files_beside_each_other_have_lists_of_their_own(tmp_path: Path) -> None:
+    for name in ("wds-cls", "wds-json"):
+        pack(CONTAINERS / name, tmp_path / name)
+        prepare.main(
+            [
+                *("check", "--data_dir", str(tmp_path / name / "train-000000.tar")),
+                *("--out", str(tmp_path / f"lists {name}"), "--nThreads", "0"),
+            ]
+        )
+        (tmp_path / name / "train-000000.tar").rename(tmp_path / f"{name}-train.tar")
+    for name in ("wds-cls", "wds-json"):
+        prepare.main(
+            ["check", "--data_dir", str(tmp_path / f"{name}-train.tar"), "--nThreads", "0"]
+        )
+        assert (tmp_path / f"{name}-train.tar.manifest.csv").exists()
 
 
 def test_an_image_that_cannot_be_read_ends_the_packing(
