@@ -61,8 +61,8 @@ from base.files import refuse_target, write_rows
 from base.text import printable
 from datasets import folder, listing, parquet, shards, zipped
 from datasets.braces import expand
-from datasets.containers import unlabelled
 from datasets.images import FileImages, Limits
+from datasets.parts import unlabelled
 from datasets.remote import holds
 from loading.plan import Plan
 from loading.workers import Reader, Task

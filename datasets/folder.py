@@ -17,8 +17,8 @@ import numpy as np
 from base.errors import Refused
 from base.randomness import key
 from datasets import listing, zipped
-from datasets.containers import NoPart
 from datasets.images import FileImages, Limits, composed, refuse_unknown
+from datasets.parts import NoPart
 from datasets.split import side_of
 from datasets.zipped import Zip, zip_of
 
@@ -296,11 +296,8 @@ def list_images(
     for counts in listed.left_out:
         left_out.update(counts)
 
-    empty = np.flatnonzero(listed.counts == 0)
-    if len(empty) and classes is None:
-        name = os.path.join(root, joined[empty[0]])
-        inside = listing.told(listed.left_out[empty[0]])
-        raise Refused(f"{name} has no image ({', '.join(ENDINGS)}){inside}: add some or remove it")
+    if classes is None:
+        _refuse_empty(root, joined, listed)
 
     every = list(found) if classes is None else list(classes)
     numbers = {composed(name): label for label, name in enumerate(every)}
@@ -315,6 +312,15 @@ def list_images(
         kept.unlink(missing_ok=True)
         return list_images(root, classes, index, within)
     return images
+
+
+def _refuse_empty(root: str, folders: list[str], listed: listing.Listing) -> None:
+    """Raise Refused for a class without an image."""
+    empty = np.flatnonzero(listed.counts == 0)
+    if len(empty):
+        name = os.path.join(root, folders[empty[0]])
+        inside = listing.told(listed.left_out[empty[0]])
+        raise Refused(f"{name} has no image ({', '.join(ENDINGS)}){inside}: add some or remove it")
 
 
 def _refuse_classes(found: list[str], classes: list[str] | None, root: str) -> None:

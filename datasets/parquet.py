@@ -19,19 +19,9 @@ import numpy as np
 
 from base.errors import Refused
 from base.text import listed, printable
-from datasets.containers import (
-    Contents,
-    Files,
-    Kind,
-    Shelf,
-    Texts,
-    Wanted,
-    open_part,
-    pyarrow_parquet,
-    unique,
-    word_of,
-)
+from datasets.containers import Contents, Files, Shelf, Texts, pyarrow_parquet, unique
 from datasets.images import FileImages, Names, refuse_large
+from datasets.parts import Kind, Wanted, open_part, word_of
 from datasets.shards import find, told_names
 
 IMAGES = ("image", "img", "jpg", "png")
@@ -68,7 +58,8 @@ def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages
         raise Refused(f"{error}: {advice}", limit=limit) from None
     try:
         images.read(0, 1)
-    except ValueError as error:
+    # What else is wrong with one image is its reader's to name.
+    except (OSError, ValueError) as error:
         if str(error) == NO_BYTES:
             way = "name the files themselves in a table, or write the files' bytes into the rows"
             raise Refused(f"{images.path(0)}: {error}, at most its path: {way}") from None

@@ -22,18 +22,10 @@ from base.files import read_text
 from base.text import printable
 from datasets import remote
 from datasets.braces import expand
-from datasets.containers import (
-    Contents,
-    Files,
-    Kind,
-    Shelf,
-    Texts,
-    Wanted,
-    open_part,
-    unique,
-)
+from datasets.containers import Contents, Files, Shelf, Texts, unique
 from datasets.folder import ENDINGS
 from datasets.images import FileImages, Names, refuse_large
+from datasets.parts import Kind, Wanted, open_part
 from datasets.remote import CLASSES
 
 # A sample's name goes up to the first dot of the file's; what follows is what the file holds.

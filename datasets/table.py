@@ -21,8 +21,9 @@ from base.arguments import is_address, is_whole
 from base.errors import Refused
 from base.files import read_bytes, whole_file
 from base.text import listed, printable
-from datasets.containers import PARTS, WORDS, Wanted, choose_part, pyarrow_parquet
+from datasets.containers import pyarrow_parquet
 from datasets.images import FileImages, Names, composed, relabelled
+from datasets.parts import PARTS, WORDS, Wanted, choose_part
 from datasets.split import side_of
 
 # Usual names of each column, in lower case, in the order in which they are looked for.

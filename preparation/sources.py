@@ -10,8 +10,8 @@ from base.arguments import is_address
 from base.errors import Refused
 from datasets import DATASETS, folder
 from datasets.braces import expand
-from datasets.containers import NoPart
 from datasets.images import FileImages, Limits, Names
+from datasets.parts import NoPart
 from datasets.remote import Cache, holds
 from datasets.shards import files_below
 from datasets.zipped import zip_of
@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 class Origin:
     """Where images are looked for.
 
-    data_dir, labels, columns, cache: as of `datasets.containers.Wanted`; limits: of images.
+    data_dir, labels, columns, cache: as of `datasets.parts.Wanted`; limits: of images.
     """
 
     data_dir: str | None

@@ -28,7 +28,7 @@ from rig import make_images
 
 import data
 from base.errors import Refused
-from datasets import containers, parquet
+from datasets import containers, parquet, parts
 from datasets.braces import expand
 from datasets.images import FileImages, Limits
 
@@ -338,13 +338,13 @@ def test_the_kept_index_is_that_of_the_shards_as_they_are(tmp_path: Path) -> Non
         scanned.clear()
         return opened("shards", tmp_path / "d", "train", index=tmp_path / "kept")
 
-    original = containers.contents_of
+    original = parts.contents_of
 
     def counted(paths: Any, scan: Callable[[str], Any], *more: Any) -> Any:
         return original(paths, lambda path: scanned.append(path) or scan(path), *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(containers, "contents_of", counted)
+        patch.setattr(parts, "contents_of", counted)
         first = held(open_again())
         assert len(scanned) == 2
         assert held(open_again()) == first
