@@ -207,7 +207,7 @@ def _labels(shelf: Shelf, names: Sequence[str] | None) -> tuple[np.ndarray, list
     codes = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     texts = list(together.numbers)
     named = any(held.named for held in shelf.contents)
-    numbers, found = class_numbers(texts, names, shelf.where, named=named)
+    numbers, found = class_numbers(texts, names, shelf, named=named)
     # Numbers have titles beside them in some containers.
     if names is None and any(together.titles):
         for number, title in zip(numbers, together.titles, strict=True):
@@ -216,7 +216,7 @@ def _labels(shelf: Shelf, names: Sequence[str] | None) -> tuple[np.ndarray, list
 
 
 def class_numbers(
-    texts: Sequence[str], names: Sequence[str] | None, where: str, *, named: bool = False
+    texts: Sequence[str], names: Sequence[str] | None, shelf: Shelf, *, named: bool = False
 ) -> tuple[list[int], list[str]]:
     """Return the class of each label by number, and the names of all classes.
 
@@ -230,10 +230,11 @@ def class_numbers(
     if not named and all(re.fullmatch(r"\d{1,18}", text) for text in texts):
         numbers = [int(text) for text in texts]
         highest = max(numbers, default=-1)
+        wrong = f"{_holder(shelf, texts[numbers.index(highest)])}: label {highest}" if texts else ""
         if names is not None and highest >= len(names):
-            raise Refused(f"{where}: label {highest} has no name among {len(names)} class names")
+            raise Refused(f"{wrong} has no name among {len(names)} class names")
         if highest > MAX_NUMBER:
-            raise Refused(f"{where}: label {highest} is no number of a class")
+            raise Refused(f"{wrong} is no number of a class")
         return numbers, list(names or map(str, range(highest + 1)))
     if names is None:
         ordered = sorted({composed(text) for text in texts})
@@ -241,8 +242,15 @@ def class_numbers(
         return [known[composed(text)] for text in texts], ordered
     unknown = [text for text in texts if composed(text) not in known]
     if unknown:
-        raise Refused(f"{where}: label '{unknown[0]}' is none of its {len(names)} class names")
+        wrong = f"{_holder(shelf, unknown[0])}: label '{unknown[0]}'"
+        raise Refused(f"{wrong} is none of its {len(names)} class names")
     return [known[composed(text)] for text in texts], list(names)
+
+
+def _holder(shelf: Shelf, text: str) -> str:
+    """Return the container in which a label stands."""
+    pairs = zip(shelf.paths, shelf.contents, strict=True)
+    return next(path for path, held in pairs if text in held.texts)
 
 
 def distinct(names: Sequence[str]) -> list[str]:
