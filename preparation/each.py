@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -28,8 +29,14 @@ def _start(work: Callable[[Any], Any]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # As the main process ends this one: what is half-written is removed first.
+    signal.signal(signal.SIGTERM, _end)
     torch.set_num_threads(1)
     _Work.do = work
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _do(item: Any) -> Any:
