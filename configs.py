@@ -216,7 +216,7 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
 
 
 def _of_classes(options: Options, images: Images) -> Images:
-    """Return the images of the classes to train on. Raises Refused where one has none."""
+    """Return the images of the classes to train on. Raises Refused."""
     if not isinstance(images, FileImages):
         return images
     return chosen_classes(images, options.classes, options.relabel)

@@ -189,7 +189,7 @@ COLUMNS = ("image", "label", "split", "name")
 def columns_of(text: str | None) -> dict[str, str]:
     """Return what `image=path,label=species` says. Raises ValueError."""
     found: dict[str, str] = {}
-    for part in (text or "").split(",") if text is not None else ():
+    for part in text.split(",") if text is not None else ():
         what, _, name = part.partition("=")
         if what not in COLUMNS or not name or what in found:
             form = "image=NAME,label=NAME,split=NAME,name=NAME, or some of these"

@@ -9,9 +9,11 @@ holds. --cold drops the files from the system's cache before each pass.
 """
 
 import argparse
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -90,6 +92,48 @@ def start(name: str, settings: dict[str, Any], index: Path) -> float:
     return time.perf_counter() - started
 
 
+SHARDS = 147  # as webdataset's ImageNet has them
+OPEN = """
+import resource, sys, time
+sys.path.insert(0, sys.argv[1])
+import data
+from pathlib import Path
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+images = data.open_images("shards", sys.argv[2], "train", index=Path(sys.argv[2], "kept"))
+seconds = time.perf_counter() - started
+print(len(images), seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def many(place: Path, samples: int) -> dict[str, Any]:
+    """Return how long it takes to open so many tiny samples the first time, and with what is kept,
+    each in a process of its own, and the megabytes that are added at most.
+    """
+    photo = b"\xff\xd8\xff" + bytes(700)
+    for shard in range(SHARDS):
+        with tarfile.open(place / f"train-{shard:06d}.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+            for number in range(shard * samples // SHARDS, (shard + 1) * samples // SHARDS):
+                label = number * 1000 // samples
+                for kind, content in (("jpg", photo), ("cls", str(label).encode())):
+                    member = tarfile.TarInfo(f"n{label:08d}/n{label:08d}_{number}.{kind}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    found: dict[str, Any] = {}
+    for name in ("first", "later"):
+        command = [sys.executable, "-c", OPEN, str(Path(__file__).parents[1]), str(place)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        found[name] = {"seconds": float(said[1]), "megabytes": float(said[2])}
+        found["samples"] = int(said[0])
+    print_table([["open", "seconds", "MB at most"], *_opened_rows(found)])
+    return found
+
+
+def _opened_rows(found: dict[str, Any]) -> list[list[str]]:
+    pairs = [(name, found[name]) for name in ("first", "later")]
+    return [[name, f"{one['seconds']:.2f}", f"{one['megabytes']:.0f}"] for name, one in pairs]
+
+
 def one_pass(images: FileImages, arguments: argparse.Namespace, held: list[float]) -> list[float]:
     """Return the seconds a batch; add the megabytes that a worker holds to `held`."""
     if arguments.cold:
@@ -157,11 +201,16 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
     parser.add_argument("--augment", default="crop,flip", help="(default: crop,flip)")
     parser.add_argument("--shard", type=int, default=40, help="megabytes of a shard (default: 40)")
+    about = "measure an index of so many samples in 147 shards instead"
+    parser.add_argument("--many", type=int, metavar="SAMPLES", help=about)
     parser.add_argument("--cold", action="store_true", help="read from the disk in each pass")
     parser.add_argument("--peer", nargs="+", default=[], choices=tuple(PEERS))
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     with clear_errors(), tempfile.TemporaryDirectory() as scratch:
+        if arguments.many:
+            timing.write(arguments.json, many(Path(scratch), arguments.many))
+            return
         if arguments.data_dir is None:
             imagenet.make(Path(scratch, "made"))
         folder = Path(arguments.data_dir or Path(scratch, "made"))

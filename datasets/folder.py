@@ -18,7 +18,7 @@ from base.errors import Refused
 from base.randomness import key
 from datasets import listing, zipped
 from datasets.images import FileImages, Limits, composed, refuse_unknown
-from datasets.parts import NoPart
+from datasets.parts import TEST, TRAIN, VAL, WORDS, NoPart
 from datasets.split import side_of
 from datasets.zipped import Zip, zip_of
 
@@ -31,11 +31,10 @@ ENDINGS = (
 )
 # What systems and tools put beside photographs. Hidden folders are left out too.
 SYSTEMS = {"@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"}
-TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 # Part -> names of its folder, in lower case, in the order in which they are looked for. other: what
 # is not tested on where there are both.
 PARTS = {"train": (TRAIN,), "test": (VAL, TEST), "other": (TEST,)}
-PART_NAMES = {*TRAIN, *VAL, *TEST}
+PART_NAMES = set(WORDS)
 IMAGENET_PLACES = ("./data/ilsvrc2012", "~/.cache/multi-gpu-torch/ilsvrc2012")
 
 

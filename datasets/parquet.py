@@ -36,7 +36,7 @@ NO_BYTES = "the row has no bytes of an image"
 
 
 def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages:
-    """Open one part of the Parquet files in a folder or one folder below it, or of a pattern.
+    """Open one part of the Parquet files in a folder or up to two below it, or of a pattern.
 
     settings: of `Wanted`. A file belongs to the part whose word is in its name. Raises Refused.
     """

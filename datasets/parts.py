@@ -23,12 +23,9 @@ from datasets.split import side_of
 
 # Classes that are only numbers: a larger one is no class.
 MAX_NUMBER = 100_000
-# Words in the name of a container that say which images it holds -> the part.
-WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
+# Words in the name of a folder or container that say which images it holds -> the part.
+WORDS = {word: words[0] for words in (TRAIN, VAL, TEST) for word in words}
 # Part that is asked for -> those that it can be, the first that is there.
 PARTS = {"train": ("train",), "test": ("val", "test"), "other": ("test",)}
 
@@ -176,19 +173,16 @@ def images_on(
     ]
     full = Names.joined(names_in)
     packed = make(shelf, np.concatenate([held.places for held in every]))
-    rows = np.arange(len(full))
-    unlabelled = np.flatnonzero(labels < 0)
-    if len(unlabelled) and wanted.labelled:
-        first = f"{printable(full[unlabelled[0]])} has no label"
-        if not wanted.skip or len(unlabelled) == len(full):
-            more = f" ({len(unlabelled)} of {len(full)} have none)" if len(unlabelled) > 1 else ""
-            raise Refused(f"{where}: {first}{more}", limit="labels")
-        left_out["without a label"] += len(unlabelled)
-        rows = np.flatnonzero(labels >= 0)
     images = FileImages(full, labels, own, folder, left_out=left_out, packed=packed)
     images.rows = np.arange(len(full))
-    if len(rows) < len(full):
-        images = images.chosen(rows)
+    lacking = np.flatnonzero(labels < 0)
+    if len(lacking) and wanted.labelled:
+        first = f"{printable(full[lacking[0]])} has no label"
+        if not wanted.skip or len(lacking) == len(full):
+            more = f" ({len(lacking)} of {len(full)} have none)" if len(lacking) > 1 else ""
+            raise Refused(f"{where}: {first}{more}", limit="labels")
+        left_out["without a label"] += len(lacking)
+        images = images.chosen(np.flatnonzero(labels >= 0))
     if wanted.classes is None:
         return images
     result = relabelled(images, wanted.classes)

@@ -36,7 +36,7 @@ FIELDS = ("label", "class", "target")
 TITLES = ("class_name", "label_name")
 # Bytes of a label.
 MAX_LABEL = 1 << 20
-BLOCK = 512
+NO_LABEL = ("", "-1")
 # Of a whole number, as some programs write it.
 WHOLE = re.compile(r"-?\d+\.0+")
 # Folders below the one that is named: of a configuration, and of a part.
@@ -61,8 +61,8 @@ def open_shards(data_dir: str | None, part: str, **settings: Any) -> FileImages:
 
 
 def find(data_dir: str, ending: str, cache: remote.Cache | None) -> tuple[str, list[str]]:
-    """Return the folder and the sorted files of this ending: in a folder or one folder below it,
-    or that a pattern names; remote ones are copied first.
+    """Return the folder and the sorted files of this ending: in a folder or up to two folders below
+    it, or that a pattern names; remote ones are copied first.
 
     Raises Refused.
     """
@@ -173,9 +173,10 @@ def scan(path: str, columns: Mapping[str, str]) -> Contents:
             label, title = _label_of(sample, file, path, columns)
             if label is None and "label" not in columns:
                 # The folder part is the class where nothing else says one.
-                label = _folder_of(sample)
+                folder = os.path.basename(os.path.dirname(sample.name))
+                label = None if folder in ("", ".") else folder
                 named = named or label is not None
-            labels.append(texts.number(label, title))
+            labels.append(texts.number(None if label in NO_LABEL else label, title))
     return Contents(
         Names(unique(names)),
         np.array(places, np.int64).reshape(-1, 2),
@@ -232,7 +233,7 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
                 last = member.name
             # tarfile takes a header that it cannot read for the end.
             file.seek(archive.offset)
-            if member is None and file.read(BLOCK) == bytes(BLOCK):
+            if member is None and file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
                 return
     except Refused:
         raise
@@ -263,7 +264,9 @@ def _image_of(sample: Sample, path: str, columns: Mapping[str, str]) -> str | No
 def _label_of(
     sample: Sample, file: Any, path: str, columns: Mapping[str, str]
 ) -> tuple[str | None, str]:
-    """Return a sample's label as it is written, None without one, and what its class is called."""
+    """Return a sample's label as it is written, None where nothing says one, and what its class is
+    called.
+    """
     kind, _, inner = columns.get("label", "").partition(".")
     kinds = [kind] if kind else [found for found in LABELS if found in sample.files]
     title = ""
@@ -274,22 +277,12 @@ def _label_of(
         if WHOLE.fullmatch(content):
             content = content.partition(".")[0]
         if kind != "json":
-            return None if content in ("", "-1") else content, _title_of(
-                sample, file, path, columns
-            )
+            return content, _title_of(sample, file, path, columns)
         label = _field(_json_in(content, sample, path), [inner] if inner else FIELDS)
         title = _title_of(sample, file, path, columns)
         if label is not None:
-            return None if label in ("", "-1") else label, title
+            return label, title
     return None, title
-
-
-def _folder_of(sample: Sample) -> str | None:
-    """Return the folder's name in a sample's, None for a sample with a label's file, or without."""
-    folder = os.path.basename(os.path.dirname(sample.name))
-    if folder in ("", ".") or any(kind in sample.files for kind in LABELS):
-        return None
-    return folder
 
 
 def _title_of(sample: Sample, file: Any, path: str, columns: Mapping[str, str]) -> str:

@@ -39,7 +39,7 @@ SEPARATORS = ",;\t|"
 MAX_TABLE = 1 << 30
 GZIP = b"\x1f\x8b"
 # Of other programs' own first lines.
-EXCEL = re.compile(r"sep=(.)\r?\n")
+EXCEL = re.compile(r"sep=.\r?\n")
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # Rows that are named of those with one fault.
 SHOWN = 5
@@ -272,11 +272,8 @@ def _text(path: str) -> tuple[list[str], Iterator[list[str]]]:
         raise Refused(f"{path} is not in UTF-8 (line {line}): save it as CSV in UTF-8") from None
     try:
         # The separator that makes most of the heading.
+        text = EXCEL.sub("\n", text, count=1) if EXCEL.match(text) else text
         first = next((line for line in text.splitlines() if line.strip()), "")
-        told = EXCEL.match(text)
-        if told:
-            text = text[told.end() - 1 :]
-            first = next((line for line in text.splitlines() if line.strip()), "")
         headings = {sep: next(csv.reader([first], delimiter=sep), []) for sep in SEPARATORS}
         separator = max(SEPARATORS, key=lambda sep: len(headings[sep]))
         form = {"delimiter": separator, "strict": True, "skipinitialspace": True}
@@ -337,9 +334,10 @@ def write(
 def _in_unicode(texts: Iterable[str]) -> bool:
     """False for the name of a file that is no text in the system's encoding."""
     try:
-        return bool("".join(texts).encode() or True)
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def in_usual_order(classes: Sequence[str]) -> bool:

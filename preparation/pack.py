@@ -21,14 +21,15 @@ from base.text import printable
 from datasets import changes, decode, shards
 from datasets.changes import Sides
 from datasets.images import FileImages
+from datasets.remote import CLASSES
 from preparation.sources import PARTS, Origin, names_by_class, run_with
 
 NOTE = ".packed.json"
-CLASSES = "classes.txt"
 # As other readers know images.
 ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif"}
-BLOCK = 512
-OWN_TEMPORARY = re.compile(r"\.(train|val|test|images)-\d{6,}\.tar\.\d+\.tmp")
+OWN_TEMPORARY = re.compile(
+    r"\.((train|val|test|images)-\d{6,}\.tar|classes\.txt|\.packed\.json)\.\d+\.tmp"
+)
 
 
 def pack(origin: Origin, out: str, shard: int) -> None:
@@ -43,11 +44,11 @@ def pack(origin: Origin, out: str, shard: int) -> None:
     parts = origin.parts()
     classes = next(iter(parts.values())).classes
     target.mkdir(parents=True, exist_ok=True)
-    _refuse_other(target, origin, parts, shard)
     for path in target.iterdir():
         # What a killed run left half-written, and nothing of anyone else's.
         if OWN_TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+    _refuse_other(target, origin, parts, shard)
     wrong = next((name for name in classes if name.splitlines() != [name]), None)
     if wrong is not None:
         raise Refused(f"the name of a class does not fit on a line: '{printable(wrong)}'")
@@ -133,7 +134,8 @@ def _read(images: FileImages, index: int) -> bytes:
 
 def _stored(size: int) -> int:
     """Return the bytes that a file takes in a tar file."""
-    return BLOCK + -(-size // BLOCK) * BLOCK
+    block = tarfile.BLOCKSIZE
+    return block + -(-size // block) * block
 
 
 def _ending(ending: str, content: bytes) -> str:

@@ -1,5 +1,6 @@
 """Images of any kind for `prepare.py`: what a folder, table or archive holds, part by part."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,6 @@ from datasets.zipped import zip_of
 
 # What an opener calls a part -> what the user does.
 PARTS = {"train": "train", "test": "val", "other": "test", "all": "images"}
-
-
 LIMITS = Limits()
 
 
@@ -43,7 +42,8 @@ class Origin:
     limits: Limits = LIMITS
     cache: Cache | None = None
 
-    @property
+    # Folders are looked through for it, and addresses asked.
+    @functools.cached_property
     def kind(self) -> str:
         """The data set's name for main.py. Raises Refused where there is nothing."""
         if self.labels is not None:

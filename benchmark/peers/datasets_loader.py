@@ -13,19 +13,9 @@ import tempfile
 import time
 
 import torch
-from torchvision import transforms
+from usual import STEPS
 
 import datasets
-
-STEPS = transforms.Compose(
-    [
-        transforms.Resize(256),
-        transforms.RandomCrop(224),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ]
-)
 
 
 def prepared(rows):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import webdataset
-from torchvision import transforms
+from usual import STEPS
 
 
 def first(pair):
@@ -21,22 +21,13 @@ def first(pair):
 
 def main() -> None:
     folder, workers, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    steps = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.RandomCrop(224),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
     shards = [str(path) for path in sorted(Path(folder).glob("train-*.tar"))]
     data = (
         webdataset.WebDataset(shards, shardshuffle=100, empty_check=False)
         .shuffle(1000)
         .decode("pil")
         .to_tuple("jpg;jpeg;png", "cls")
-        .map_tuple(steps, first)
+        .map_tuple(STEPS, first)
         .batched(128)
     )
     loader = webdataset.WebLoader(

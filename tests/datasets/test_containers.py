@@ -540,6 +540,21 @@ def test_digits_that_are_texts_or_folders_are_names(tmp_path: Path) -> None:
     assert opened("shards", tmp_path / "s", "train").classes == ["10", "9"]
 
 
+def test_a_json_that_says_no_class_leaves_it_to_the_folder(tmp_path: Path) -> None:
+    files = {
+        "cat/a.jpg": jpeg(0),
+        "cat/a.json": b'{"width": 3}',
+        "dog/b.jpg": jpeg(1),
+        "dog/b.json": b'{"label": -1}',
+    }
+    tar(tmp_path / "train.tar", files)
+    # Of the second it says that there is none.
+    with refused_with("dog/b.jpg has no label"):
+        opened("shards", tmp_path, "train")
+    images = opened("shards", tmp_path, "train", skip=True)
+    assert [images.classes[label] for label in images.labels] == ["cat"]
+
+
 def test_class_names_beside_shards_one_folder_below_are_found(tmp_path: Path) -> None:
     tar(tmp_path / "d" / "tars" / "train.tar", samples(a=b"0", b=b"1.0"))
     (tmp_path / "d" / "tars" / "classes.txt").write_text("cat\ndog\n")

@@ -140,6 +140,15 @@ def test_a_packing_that_was_killed_goes_on(tmp_path: Path) -> None:
             assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_what_a_kill_left_of_the_first_files_is_no_one_elses(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for name in ("..packed.json.4711.tmp", ".classes.txt.4711.tmp", ".val-000000.tar.4711.tmp"):
+        (tmp_path / "s" / name).write_bytes(b"half")
+    pack(place, tmp_path / "s")
+    assert len(opened("shards", tmp_path / "s", "train")) == 28
+    assert not list((tmp_path / "s").glob("*.tmp"))
+
+
 def refused(where: Path, out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     with pytest.raises(SystemExit) as ended:
         pack(where, out, *more)
