@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -26,13 +27,16 @@ import utils
 from base.archive import Plain
 from base.arguments import is_address, number_of
 from base.errors import Interrupted, Refused
+from base.machine import free_memory
 from base.randomness import key
 from base.text import listed, printable
-from data import ArrayLoader, FileLoader, Images
+from data import ArrayLoader, FileLoader, Images, KeptLoader, ResidentLoader
 from datasets import changes, table
 from datasets import folder as folders
 from datasets.classes import chosen as chosen_classes
+from datasets.decoded import Kept
 from datasets.images import (
+    HEADERS,
     FileImages,
     Limits,
     composed,
@@ -44,6 +48,9 @@ from datasets.images import (
 from datasets.listing import told
 from datasets.remote import Cache
 from datasets.split import read as read_split
+from loading import decode_once
+from loading.decode_once import Place, gigabytes
+from loading.pixel_folder import PixelFolder
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
 from models import NETWORKS, OURS, weights
@@ -66,7 +73,7 @@ from training.replicas import Replicas
 from training.schedule import Schedule, make_schedule
 from training.step import Step
 from training.updater import Updater, has_batch_norm, make_optimizer
-from transforms import Pipeline
+from transforms import Pipeline, Scaling
 
 # What a test takes from the weights: a field of theirs, and the option that goes before it.
 TESTED_BY = {
@@ -279,7 +286,7 @@ def split_path(options: Options) -> Path:
     return kept / f"split-{folder_key}-{options.valShare:g}.csv"
 
 
-AnyLoader = ArrayLoader | FileLoader
+AnyLoader = ArrayLoader | FileLoader | KeptLoader | ResidentLoader
 
 
 def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
@@ -288,15 +295,104 @@ def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
     before = run.saved.spec.get("classes", ()) if run.saved is not None else ()
     with run.ranks.in_turn("data"):
         train, test = open_both(options, before)
-    run.watch.reads_files = isinstance(train, FileImages)
+    run.watch.reads_files = isinstance(train, FileImages) and not options.decoded
     if options.valShare is not None:
         sides = f"{len(train)} images to train on, {len(test)} to test on"
         run.console.say(f"split     {sides}: {run.folder / 'split.csv'}")
 
     # Testing has no steps: what is random must not touch a figure.
     pipeline = make_pipeline(options, options.steps)
-    train_loader = _make_loader(options, run, train, pipeline, _train_plan(options, run, train))
-    return train_loader, _make_test_loader(options, run, test)
+    plan = _train_plan(options, run, train)
+    if options.decoded:
+        test_pipeline = make_pipeline(options, ten=options.tenCrop)
+        tested = test, test_pipeline, _test_plan(options, run, test)
+        return _keeping_loaders(options, run, (train, pipeline, plan), tested)
+    return _make_loader(options, run, train, pipeline, plan), _make_test_loader(options, run, test)
+
+
+Side = tuple[Images, Pipeline, Plan]
+
+
+def _keeping_loaders(
+    options: Options, run: Run, *sides: Side
+) -> tuple[KeptLoader | ResidentLoader, KeptLoader | ResidentLoader]:
+    """Return loaders of images that are decoded once, here. Raises Refused."""
+    scalings = [pipeline.scaling(options.decodedSize) for _, pipeline, _ in sides]
+    files = [images for images, _, _ in sides if isinstance(images, FileImages)]
+    if len(files) < len(sides):
+        raise Refused(f"{sides[0][0].where} holds arrays of pixels", limit="decoded arrays")
+    where, on_gpu = files[0].where, options.decoded == "device"
+    needed = 0
+    for images, scaling, (_, _, plan) in zip(files, scalings, sides, strict=True):
+        needed += decode_once.estimate(images, scaling) * len(plan.pool) // max(1, len(images))
+    if on_gpu:
+        _refuse_resident(run.step.device, needed, where)
+    if options.decoded != "disk" and not run.ranks.local:
+        decode_once.refuse_memory(needed, where)
+
+    loaders: list[KeptLoader | ResidentLoader] = []
+    skip, device = options.badImages == "skip", run.step.device
+    names = "training", "test"
+    for name, images, scaling, (_, pipeline, plan) in zip(
+        names, files, scalings, sides, strict=True
+    ):
+        kept = _kept(options, run, images, scaling, plan.pool, name)
+        if on_gpu:
+            loaders.append(ResidentLoader(kept, pipeline, plan, device, skip=skip))
+            # The other ranks have taken theirs too.
+            run.ranks.agree(0)
+            kept.release()
+        else:
+            threads = options.nThreads
+            loaders.append(KeptLoader(kept, pipeline, plan, device, threads=threads, skip=skip))
+    return loaders[0], loaders[1]
+
+
+def _refuse_resident(device: torch.device, needed: int, where: str) -> None:
+    """Raise Refused where pixels cannot stay on the GPU."""
+    if device.type != "cuda":
+        raise Refused(f"--decoded device: this run is on the {device.type}", limit="decoded GPU")
+    free, _ = torch.cuda.mem_get_info(device)
+    if not decode_once.fits(needed, free):
+        takes = f"the decoded pixels of {where} take about {gigabytes(needed)}"
+        there = f"of the GPU's memory {gigabytes(free)} are free"
+        raise Refused(f"{takes}, {there}", limit="decoded GPU")
+
+
+def _kept(
+    options: Options,
+    run: Run,
+    images: FileImages,
+    scaling: Scaling,
+    pool: np.ndarray,
+    name: str,
+) -> Kept:
+    """Return the pixels of one side's images, decoded now where they were not before; says so.
+
+    Raises Refused, Failed.
+    """
+    started, ranks = time.perf_counter(), run.ranks
+    threads, skip = max(1, options.nThreads), options.badImages == "skip"
+    kept, place = None, Place(0, 0, 0)
+    # Ranks of one machine share what its first one decodes.
+    with ranks.in_turn(f"pixels {name}"):
+        if options.decoded == "disk":
+            parent = Path(options.decodedDir or Path(options.expDir, options.dataset))
+            kept = PixelFolder(images, scaling, pool, parent, threads=threads, skip=skip).keep()
+        elif not ranks.local:
+            kept, place = decode_once.in_memory(images, scaling, pool, threads=threads, skip=skip)
+    told = ranks.told_by_local_first(place.process, place.pixels, place.index)
+    if kept is None:
+        kept = decode_once.attach(images, scaling, Place(*told))
+    if options.decoded != "disk":
+        # Once the ranks beside this one have it, it is held by its maps alone.
+        ranks.agree(0)
+        place.close()
+
+    now, seconds = int(kept.made_now.sum()), time.perf_counter() - started
+    how = f"{gigabytes(kept.nbytes)} on {options.decoded}, {now} decoded now in {seconds:.1f} s"
+    run.console.say(f"decoded   {len(pool)} {name} images: {how}")
+    return kept
 
 
 def make_tested_loader(options: Options, run: Run, classes: Sequence[str] | None) -> AnyLoader:
@@ -307,11 +403,15 @@ def make_tested_loader(options: Options, run: Run, classes: Sequence[str] | None
 
 
 def _make_test_loader(options: Options, run: Run, images: Images) -> AnyLoader:
+    plan = _test_plan(options, run, images)
+    return _make_loader(options, run, images, make_pipeline(options, ten=options.tenCrop), plan)
+
+
+def _test_plan(options: Options, run: Run, images: Images) -> Plan:
     ranks = run.ranks
-    plan = Plan(
+    return Plan(
         len(images), options.batchSize, limit=options.limit, rank=ranks.rank, world=ranks.world
     )
-    return _make_loader(options, run, images, make_pipeline(options, ten=options.tenCrop), plan)
 
 
 def _make_loader(
@@ -375,9 +475,13 @@ def make_pipeline(
         raise Refused(f"--augment: {error}") from None
 
 
-def statistics(options: Options, images: Images) -> tuple[list[float], list[float]]:
+def statistics(
+    options: Options, images: Images, loader: AnyLoader | None = None
+) -> tuple[list[float], list[float]]:
     """Return each channel's mean and standard deviation over the first images of a keyed order;
     cached.
+
+    loader: of the images, whose pixels are taken where it keeps them.
     """
     ours = utils.load_ours("statistics")
     where = f"{images.where} {options.synthetic}"
@@ -391,27 +495,37 @@ def statistics(options: Options, images: Images) -> tuple[list[float], list[floa
         sampled = np.concatenate(list(plan.epoch(0)))
         known |= {"files": files_key(images, sampled), "exif": options.exif}
         known |= {"interpolation": options.interpolation}
+    keeping = loader if isinstance(loader, KeptLoader | ResidentLoader) else None
+    if keeping is not None and len(keeping.plan.pool) < len(images):
+        # Only what --limit leaves was decoded.
+        keeping = None
+    if keeping is not None:
+        known |= {"decodedSize": options.decodedSize}
     cache_key = json.dumps(known)
 
     def compute() -> tuple[list[float], list[float]]:
-        skip = options.badImages == "skip"
-        loader = data.make_loader(
-            images, make_pipeline(options), plan, cpu, workers=options.nThreads, skip=skip
-        )
+        pipeline, skip = make_pipeline(options), options.badImages == "skip"
+        source: AnyLoader
+        if keeping is not None:
+            source = keeping.again(pipeline, plan)
+        else:
+            workers = options.nThreads
+            source = data.make_loader(images, pipeline, plan, cpu, workers=workers, skip=skip)
         title = "mean and deviation"
-        bar = tqdm(loader.epoch(0), title, len(loader), unit="batch", leave=False, disable=None)
+        bar = tqdm(source.epoch(0), title, len(source), unit="batch", leave=False, disable=None)
         return ours.measure(batch.images for batch in bar)
 
     path = Path(options.expDir, options.dataset, "statistics.json")
     return ours.cached(str(path), cache_key, compute)
 
 
-def make_network(options: Options, run: Run, images: Images) -> Network:
+def make_network(options: Options, run: Run, loader: AnyLoader) -> Network:
     """Return the network on the run's device, with its weights where a file brings them.
 
     Raises Refused.
     """
     # Names for people are kept with the weights, where predict.py finds them.
+    images = loader.images
     shown = display_names(images)
     network = model.build(_spec(options, images, tuple(shown) if shown != images.classes else ()))
     if options.netType not in OURS:
@@ -423,7 +537,7 @@ def make_network(options: Options, run: Run, images: Images) -> Network:
     if run.saved is not None:
         _refuse_other(network.spec, run.saved)
     else:
-        _initialise(options, run, network, images)
+        _initialise(options, run, network, loader)
     if options.optimize and not recompute(network):
         run.console.say(f"--optimize changes nothing: {options.netType} repeats no blocks")
     with room_for("the network", run.step.device):
@@ -444,14 +558,14 @@ def _spec(options: Options, images: Images, display_names: tuple[str, ...]) -> S
     )
 
 
-def _initialise(options: Options, run: Run, network: Network, images: Images) -> None:
+def _initialise(options: Options, run: Run, network: Network, loader: AnyLoader) -> None:
     """Fill the network from a file of weights; without one measure mean and deviation of the
     images.
     """
     path = weights_path(options, run)
     if not path:
         with run.ranks.in_turn("statistics"):
-            network.normalise.set(*statistics(options, images))
+            network.normalise.set(*statistics(options, loader.images, loader))
         return
 
     value = weights.read(path)
@@ -662,6 +776,8 @@ def resume(
     """Fill the run from its checkpoint, if it has one, and write down what it is."""
     # An option that no bit depends on does not break exactness when it changes.
     changed = {name: pair for name, pair in options.changed.items() if name not in FREE}
+    if set(changed.get("decoded", ())) == {"ram", "disk"}:
+        del changed["decoded"]
     sides: changes.Sides = {"train": train.images, "test": test.images}
     run.images = changes.fingerprints(sides)
     before = run.saved.images if run.saved is not None else {}
@@ -713,6 +829,7 @@ def print_header(
     lines = {
         "data": _describe_data(options, train, test),
         **_describe_files(options, [train.images, test.images]),
+        **_describe_keeping(options, run, train, test),
         "pixels": f"{options.imageSize} -> {options.cropSize}, {options.augment}",
         "network": _describe_network(network),
         "training": _describe_training(options, run, len(train)),
@@ -769,6 +886,29 @@ def _describe_files(options: Options, sides: Sequence[Images]) -> dict[str, str]
     return lines
 
 
+def _describe_keeping(
+    options: Options, run: Run, train: AnyLoader, test: AnyLoader
+) -> dict[str, str]:
+    """Return what a header says of decoding once, where that is not done."""
+    needed = 0
+    for loader in (train, test):
+        if not isinstance(loader, FileLoader):
+            return {}
+        scaling = loader.pipeline.scaling(options.decodedSize)
+        needed += decode_once.estimate(loader.images, scaling, HEADERS)
+    free = free_memory()
+    if not needed or free is None:
+        return {}
+    takes = f"would keep all pixels, about {gigabytes(needed)}"
+    if decode_once.fits(needed, free):
+        run.watch.keeping = f"--decoded ram {takes}"
+        return {
+            "decoding": f"in each epoch; --decoded ram {takes} of {gigabytes(free)} free memory"
+        }
+    run.watch.keeping = f"--decoded disk {takes}"
+    return {"decoding": f"in each epoch; --decoded disk {takes}"}
+
+
 def _describe_data(options: Options, train: AnyLoader, test: AnyLoader) -> str:
     images = train.images
     counts = np.bincount(images.labels, minlength=len(images.classes))
@@ -815,6 +955,8 @@ def _describe_device(options: Options, run: Run, train: AnyLoader) -> str:
     precision = names[run.step.precision]
     threads = f"{run.ranks.world} x {run.environment['threads']} threads"
     workers = f", {options.nThreads} workers" if isinstance(train, FileLoader) else ""
+    if isinstance(train, KeptLoader):
+        workers = f", {options.nThreads} threads that read"
     together = ""
     if options.gpus > 1:
         together = f", {options.gpus} GPUs by DataParallel (--parallel ranks is faster)"

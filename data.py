@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.errors import Failed, Refused
-from base.text import printable
+from base.errors import Failed
 from datasets import DATASETS
+from datasets.decoded import Kept
 from datasets.images import ArrayImages, FileImages, StoredPixels
 from loading.deaths import LostWorker, WorkerWatch, remove_left
+from loading.decoded import KeptReader, ResidentPixels, usable
 from loading.plan import Batch, ChosenPlan, Plan
 from loading.workers import (
     BadImage,
@@ -25,6 +26,7 @@ from loading.workers import (
     Task,
     Tasks,
     check_shared_memory,
+    refusal,
     shorten_socket_paths,
     start_worker,
 )
@@ -137,8 +139,68 @@ def resident(stored: Tensor, device: torch.device) -> Tensor:
         return stored
 
 
-class FileLoader:
-    """Batches of image files: workers decode, the device does the rest."""
+class HostLoader:
+    """Batches that are made on the host, where a GPU does the pipeline's later steps itself."""
+
+    def __init__(
+        self,
+        images: FileImages,
+        pipeline: Pipeline,
+        plan: Plan,
+        device: torch.device,
+        *,
+        skip: bool = False,
+    ) -> None:
+        self.images = images
+        self.pipeline = pipeline
+        self.plan = plan
+        self.device = device
+        self.skip = skip
+        self.labels = torch.from_numpy(images.labels).to(device)
+        self.uploader = Uploader(device)
+        self.bad: dict[int, BadImage] = {}
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def _made(self, epoch: int, start: int) -> Iterator[Decoded]:
+        """Yield the batches of an epoch as they are on the host, from number `start` on."""
+        raise NotImplementedError
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `start` on.
+
+        Raises Refused for a bad image, Failed for a worker.
+        """
+        batches = range(start, len(self.plan))
+        for batch_index, made in zip(batches, self._made(epoch, start), strict=True):
+            images, indices, bad = made
+            if bad and not self.skip:
+                raise refusal(bad[0])
+            self.bad |= {image.index: image for image in bad}
+
+            images = self.uploader.send(images)
+            draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
+            small = indices.numpy(), self.pipeline.to_send(draws)
+            chosen, sent = self.uploader.pack(*small)
+            if self.device.type != "cpu":
+                images = self.pipeline.apply_steps(images, draws, sent)
+            labels = self.labels.index_select(0, chosen)
+            # The loss is a mean over the images that were there.
+            total = self.plan.size(batch_index) - len(bad)
+            yield Batch(images, labels, indices.numpy(), total, batch_index)
+
+    def preview(self, indices: np.ndarray) -> Tensor:
+        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
+        crops the centre.
+        """
+        plan = ChosenPlan(len(indices), len(indices), chosen=indices)
+        reader = Reader(self.images, self.pipeline.single_crop(), plan, finishes=False)
+        return reader[Task(0, 0)][0]
+
+
+class FileLoader(HostLoader):
+    """Batches of image files, decoded by worker processes."""
 
     def __init__(
         self,
@@ -152,15 +214,8 @@ class FileLoader:
         timeout: int = 120,
         skip: bool = False,
     ) -> None:
-        self.images = images
-        self.pipeline = pipeline
-        self.plan = plan
-        self.device = device
+        super().__init__(images, pipeline, plan, device, skip=skip)
         self.timeout = timeout
-        self.skip = skip
-        self.labels = torch.from_numpy(images.labels).to(device)
-        self.uploader = Uploader(device)
-        self.bad: dict[int, BadImage] = {}
         self.tasks = Tasks()
         self.deaths = WorkerWatch()
         more = self._worker_settings(workers, start_method) if workers else {}
@@ -210,41 +265,10 @@ class FileLoader:
             **more,
         )
 
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `start` on.
-
-        Raises Refused for a bad image, Failed for a worker.
-        """
-        batches = range(start, len(self.plan))
+    def _made(self, epoch: int, start: int) -> Iterator[Decoded]:
         # The sampler hands out tasks, not images: a worker makes a whole batch.
-        self.tasks.tasks = [Task(epoch, batch_index) for batch_index in batches]
-
-        for batch_index, (images, indices, bad) in zip(batches, self._read(), strict=True):
-            if bad and not self.skip:
-                raise _refusal(bad[0])
-            self.bad |= {image.index: image for image in bad}
-
-            images = self.uploader.send(images)
-            draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
-            small = indices.numpy(), self.pipeline.to_send(draws)
-            chosen, sent = self.uploader.pack(*small)
-            if self.device.type != "cpu":
-                images = self.pipeline.apply_steps(images, draws, sent)
-            labels = self.labels.index_select(0, chosen)
-            # The loss is a mean over the images that were there.
-            total = self.plan.size(batch_index) - len(bad)
-            yield Batch(images, labels, indices.numpy(), total, batch_index)
-
-    def preview(self, indices: np.ndarray) -> Tensor:
-        """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
-        crops the centre.
-        """
-        plan = ChosenPlan(len(indices), len(indices), chosen=indices)
-        reader = Reader(self.images, self.pipeline.single_crop(), plan, finishes=False)
-        return reader[Task(0, 0)][0]
+        self.tasks.tasks = [Task(epoch, number) for number in range(start, len(self.plan))]
+        return self._read()
 
     def _read(self) -> Iterator[Decoded]:
         """Yield what the workers read. Raises LostWorker."""
@@ -277,11 +301,77 @@ class FileLoader:
         return getattr(self.loader._iterator, "_workers", [])
 
 
-def _refusal(image: BadImage) -> Refused:
-    """Return the error that ends a run at a bad image."""
-    path, reason = printable(image.path), printable(image.reason)
-    message = f"bad image {path} (number {image.index}): {reason}"
-    return Refused(message, limit=image.limit or "bad images")
+class KeptLoader(HostLoader):
+    """Batches of images that were decoded once, cut out of their pixels by threads."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        pipeline: Pipeline,
+        plan: Plan,
+        device: torch.device,
+        *,
+        threads: int = 0,
+        skip: bool = False,
+    ) -> None:
+        super().__init__(kept.images, pipeline, plan, device, skip=skip)
+        self.kept = kept
+        pinned, finishes = device.type == "cuda", device.type == "cpu"
+        self.reader = KeptReader(
+            kept, pipeline, plan, threads=threads, pinned=pinned, finishes=finishes
+        )
+
+    def again(self, pipeline: Pipeline, plan: Plan) -> "KeptLoader":
+        """Return a loader of the same pixels."""
+        threads = self.reader.threads
+        return KeptLoader(self.kept, pipeline, plan, self.device, threads=threads, skip=self.skip)
+
+    def _made(self, epoch: int, start: int) -> Iterator[Decoded]:
+        return self.reader.batches(epoch, start)
+
+
+class ResidentLoader(HostLoader):
+    """Batches of images that were decoded once and stay on a GPU, which cuts and finishes them."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        pipeline: Pipeline,
+        plan: Plan,
+        device: torch.device,
+        *,
+        skip: bool = False,
+        pixels: ResidentPixels | None = None,
+    ) -> None:
+        super().__init__(kept.images, pipeline, plan, device, skip=skip)
+        self.kept = kept
+        self.pixels = pixels or ResidentPixels(kept, plan.pool, device)
+
+    def again(self, pipeline: Pipeline, plan: Plan) -> "ResidentLoader":
+        """Return a loader of the same pixels."""
+        given = self.kept, pipeline, plan, self.device
+        return ResidentLoader(*given, skip=self.skip, pixels=self.pixels)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `start` on. Raises Refused for a bad image."""
+        pipeline, size = self.pipeline, self.pipeline.crop_size
+        for batch_index, wanted in enumerate(self.plan.epoch(epoch, start), start):
+            indices, bad = usable(self.kept, wanted)
+            if bad and not self.skip:
+                raise refusal(bad[0])
+            self.bad |= {image.index: image for image in bad}
+
+            window = pipeline.windows(*self.kept.sizes(indices), epoch, indices)
+            layout = self.pixels.layout(window, indices, pipeline.interpolation)
+            draws = pipeline.draw_uniforms(epoch, indices)
+            small = indices, layout.regions, layout.boxes, pipeline.to_send(draws)
+            chosen, regions, boxes, sent = self.uploader.pack(*small)
+            images = self.pixels.cut(layout, regions, boxes, window, pipeline.interpolation)
+            images = images.view(len(indices), *pipeline.parts, 3, size, size)
+            images = pipeline.apply_steps(images, draws, sent)
+            labels = self.labels.index_select(0, chosen)
+            total = self.plan.size(batch_index) - len(bad)
+            yield Batch(images, labels, indices, total, batch_index)
 
 
 def make_loader(

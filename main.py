@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     with configs.start(options) as run:
         # Workers start here, before anything else runs in a thread: see docs/architecture.md.
         train_loader, test_loader = configs.make_loaders(options, run)
-        network = configs.make_network(options, run, train_loader.images)
+        network = configs.make_network(options, run, train_loader)
         updater = configs.make_updater(options, run, network)
         configs.print_header(options, run, network, train_loader, test_loader)
         parallel = configs.make_parallel(options, run, network)

@@ -9,6 +9,7 @@ one or more a line; a # begins a comment. What stands on the command line itself
 import argparse
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -77,6 +78,12 @@ WAYS_OUT = LIMIT_WAYS | {
     "cache": "raise --cacheGB",
     "cache folder": "name another --cacheDir",
     "dbcollection": "process the data set again, or give --dbcollection FILE",
+    "decoded memory": "give --decoded disk, or leave --decoded out",
+    "decoded disk": "name another disk with --decodedDir, or leave --decoded out",
+    "decoded folder": "name another with --decodedDir",
+    "decoded GPU": "give --decoded ram, or leave it out",
+    "decoded arrays": "leave --decoded out",
+    "shared pixels": "give --decoded disk",
     "GPUs": "lower --nGPU, or choose other GPUs with --GPU",
     "one CPU": "leave out --GPU -1 or --nGPU",
     "frozen layers": "name fewer layers with --freeze",
@@ -198,6 +205,28 @@ class Options:
     maxMegapixels: int = option(200, DATA, "an image file with more is bad", low=1)
     maxMegabytes: int = option(256, DATA, "an image file with more is bad", low=1)
     followLinks: bool = option(False, DATA, "read links that lead out of the folder of the images")
+    decoded: str | None = option(
+        None,
+        DATA,
+        "decode all images once and keep their pixels: ram (shared memory), disk (found again by "
+        "later runs), or device (a GPU's memory)",
+        choices=("ram", "disk", "device"),
+        shown="off",
+    )
+    decodedSize: int | None = option(
+        None,
+        DATA,
+        "with --decoded and resizedcrop or scale: shorter side that is kept, pixels",
+        low=1,
+        shown="1.25 x cropSize; scale's largest",
+    )
+    decodedDir: str | None = option(
+        None,
+        DATA,
+        "with --decoded disk: folder of the pixels",
+        shown="expDir/dataset",
+        path=True,
+    )
     limit: int | None = option(None, DATA, "images an epoch, for trying out", low=1, shown="all")
     tenCrop: bool = option(
         False, DATA, "test on the mean of four corners, centre and their mirror images"
@@ -383,6 +412,8 @@ FIELDS: dict[str, Field] = {
 FOLDERS = ("folder", "ilsvrc2012")
 # Image files, whatever they lie in; those whose columns have names; those that may lie elsewhere.
 FILES = (*(name for name, source in DATASETS.items() if source.own), "ilsvrc2012")
+# Pixels that are arrays already.
+IN_MEMORY = ("mnist", "fashionmnist", "cifar10", "cifar100", "synthetic")
 COLUMNED, ELSEWHERE = ("table", "shards", "parquet"), ("shards", "parquet")
 # They say what to do with a run, not what it is.
 UNRECORDED = {"continue_", "overwrite"}
@@ -390,7 +421,7 @@ UNRECORDED = {"continue_", "overwrite"}
 # Neither the weights nor the metrics depend on these: a run may resume with others and stays exact.
 FREE = {
     *("storage", "nThreads", "startMethod", "timeout"),
-    *("cacheDir", "cacheGB"),
+    *("cacheDir", "cacheGB", "decodedDir"),
     *("expDir", "expID", "snapshot", "saveEvery", "keep", "verbose", "logger", "histograms"),
     *UNRECORDED,
 }
@@ -626,6 +657,14 @@ def _wrong_sources(options: Options) -> Iterator[str]:
         yield f"--column is of {', '.join(COLUMNED)}, not of {dataset}: leave it out"
     if options.data_dir and is_address(options.data_dir) and dataset not in ELSEWHERE:
         yield f"--data_dir {options.data_dir}: {dataset} is read from a disk, not from an address"
+    if options.decoded and options.test:
+        yield "--decoded is for many epochs, --test reads each image once: leave it out"
+    if options.decoded and dataset in IN_MEMORY:
+        yield f"--decoded {options.decoded}: {dataset} is in memory as it is: leave it out"
+    if options.decodedDir and options.decoded != "disk":
+        yield "--decodedDir is of --decoded disk: give that, or leave it out"
+    if options.decodedSize and not options.decoded:
+        yield "--decodedSize is of --decoded: give that, or leave it out"
     for name in ("classes", "relabel"):
         if getattr(options, name) and (dataset not in FILES or options.storage):
             yield f"--{name} is of {', '.join(FILES)}, not of {dataset}: leave it out"
@@ -648,7 +687,8 @@ def _wrong_with_ranks(options: Options) -> Iterator[str]:
 def _settle(options: Options) -> None:
     """Fill in what the data set decides, and make paths hold from any folder."""
     source = options.source
-    for name in ("data_dir", "dbcollection", "retrain", "labels", "relabel", "cacheDir"):
+    paths = ("data_dir", "dbcollection", "retrain", "labels", "relabel", "cacheDir", "decodedDir")
+    for name in paths:
         if getattr(options, name):
             setattr(options, name, _settled(name, getattr(options, name)))
     if options.classes and options.classes.lower().endswith(".txt"):
@@ -664,6 +704,25 @@ def _settle(options: Options) -> None:
         options.expID, options.overwrite = f"{options.expID}-test", True
 
 
+def _settle_decoded(options: Options) -> Iterator[str]:
+    """Fill in the size that is kept; yield what is wrong with one that is given."""
+    if not options.decoded:
+        return
+    values = {step.name: step.values for step in options.steps}
+    size = options.decodedSize
+    if not values.keys() & {"resizedcrop", "scale"}:
+        if "decodedSize" in options.given and size != options.imageSize:
+            one = f"{options.augment} scales all images to --imageSize {options.imageSize}"
+            yield f"--decodedSize {size}: {one}: leave it out"
+        options.decodedSize = options.imageSize
+    elif size is None:
+        # A window is then seldom enlarged more than from the file itself; scale's never.
+        largest = values["scale"][1] if "scale" in values else 1.25 * options.cropSize
+        options.decodedSize = math.ceil(largest)
+    elif size < options.cropSize:
+        yield f"--decodedSize {size} is less than --cropSize {options.cropSize}: raise it"
+
+
 def unfitting(options: Options) -> Iterator[str]:
     """Yield what does not go together once all values are known; parse the augmentations."""
     try:
@@ -671,6 +730,7 @@ def unfitting(options: Options) -> Iterator[str]:
     except ValueError as error:
         yield f"argument --augment: {error}"
 
+    yield from _settle_decoded(options)
     if options.warmup >= options.nEpochs:
         yield f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it"
 

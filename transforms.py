@@ -32,6 +32,8 @@ from base.randomness import uniforms
 # average but 6 at worst.
 TRAIN_HEADROOM = 1
 TEST_HEADROOM = 4
+# Steps whose windows are of training.
+RANDOM = {"crop", "resizedcrop"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,29 @@ class Window:
     size: int
     whole: bool = True
     headroom: float = TEST_HEADROOM
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What is done to a whole image before its pixels are kept for all epochs.
+
+    shorter: pixels that its shorter side is scaled to; enlarge: a smaller one too; headroom: as of
+    `Window`.
+    """
+
+    shorter: int
+    enlarge: bool
+    headroom: float
+    interpolation: str
+
+    def size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the width and height that an image gets, rounded down as `Pipeline.windows`
+        does.
+        """
+        least = min(width, height)
+        if least <= self.shorter and not self.enlarge:
+            return width, height
+        return self.shorter * width // least, self.shorter * height // least
 
 
 @dataclass(frozen=True)
@@ -133,11 +158,24 @@ class Pipeline:
         if "resizedcrop" in self.window_steps:
             draws = self._draws("resizedcrop", epoch, indices)
             box = sized_boxes(sides, draws, *self.window_steps["resizedcrop"])
-            return Window(box, self.crop_size, whole=False, headroom=TRAIN_HEADROOM)
+            return Window(box, self.crop_size, whole=False, headroom=self._headroom)
 
         scaled, offset = self._placement(sides, epoch, indices)
-        headroom = TRAIN_HEADROOM if "crop" in self.window_steps else TEST_HEADROOM
-        return Window(self._boxes(sides, scaled, offset), self.crop_size, headroom=headroom)
+        box = self._boxes(sides, scaled, offset)
+        return Window(box, self.crop_size, headroom=self._headroom)
+
+    @property
+    def _headroom(self) -> float:
+        """How many times too large a JPEG must stay: random windows forgive more."""
+        return TRAIN_HEADROOM if self.window_steps.keys() & RANDOM else TEST_HEADROOM
+
+    def scaling(self, size: int | None = None) -> Scaling:
+        """Return how whole images are scaled so that windows of them are those of the files.
+
+        size: shorter side where each window is resized by another factor, where a file has so many.
+        """
+        shorter = size if self.varied and size is not None else self.image_size
+        return Scaling(shorter, not self.varied, self._headroom, self.interpolation)
 
     def _placement(
         self, sides: np.ndarray, epoch: int, indices: np.ndarray
@@ -260,6 +298,15 @@ class Pipeline:
         if images.dim() != 4:
             return images
         return images.contiguous(memory_format=torch.channels_last)
+
+    def finish(self, images: Tensor, draws: Tensor) -> None:
+        """Do what `apply_steps` does, in place, on the host."""
+        parts = draws.split([step.entry.draws for step in self.steps], 1)
+        for step, u in zip(self.steps, parts, strict=True):
+            if step.entry.in_place:
+                _find(step.entry.in_place)(images, u)
+            else:
+                images.copy_(_find(step.entry.function)(images, u, *step.values))
 
     def to_send(self, draws: Tensor) -> np.ndarray:
         """Return what a GPU's steps get, (N, columns) float32: draws, or what they prepare."""

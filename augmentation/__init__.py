@@ -41,6 +41,8 @@ class Augmentation:
     prepare: str = ""
     # As function: what a GPU runs instead, on what was prepared.
     on_gpu: str = ""
+    # As function, from images and draws: the same, written over the images, on a CPU.
+    in_place: str = ""
 
 
 def _strength(default: float, most: float = 1.0, name: str = "strength") -> tuple[Value, ...]:
@@ -79,7 +81,14 @@ AUGMENTATIONS = {
     "warp": Augmentation(
         "geometry:warp", GEOMETRY, 2, (_DEGREES, *_strength(0.2, 0.9, "scale")), "turn and enlarge"
     ),
-    "flip": Augmentation("geometry:flip", FLIP, 1, (), "mirror every second image left-right"),
+    "flip": Augmentation(
+        "geometry:flip",
+        FLIP,
+        1,
+        (),
+        "mirror every second image left-right",
+        in_place="geometry:flip_in_place",
+    ),
     "randaugment": Augmentation(
         "policy:randaugment",
         COLOUR,

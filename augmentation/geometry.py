@@ -40,6 +40,13 @@ def flip(images: Tensor, u: Tensor) -> Tensor:
     return torch.cat(both).index_select(0, chosen)
 
 
+def flip_in_place(images: Tensor, u: Tensor) -> None:
+    """Do what `flip` does to images on a CPU, without a copy of those that stay as they are."""
+    for index in (u[:, 0] < 0.5).nonzero()[:, 0].tolist():
+        image = images[index]
+        image.copy_(image.flip(-1))
+
+
 def shift(images: Tensor, u: Tensor, pixels: float = 4) -> Tensor:
     """Move by whole pixels, up to `pixels` each way: the Torch7 suite's Jitter.
 

@@ -119,18 +119,47 @@ def _resize_matrix(
     return weights.unfold(0, size, 1).transpose(1, 2).contiguous().to(device)
 
 
+def gather(flat: Tensor, regions: Tensor, side: tuple[int, int]) -> Tensor:
+    """Read a part of each image out of pixels that lie one image after the other.
+
+    flat: (pixels, 3) uint8; regions: (N, 5) int64, an image's first pixel, its width and height,
+    left and top of the part; side: width and height of the parts. Black beyond the border. Returns
+    (N, 3, height, width), channels last.
+    """
+    start, width, height, left, top = regions[:, :, None].unbind(1)  # (N, 1)
+    columns = left + torch.arange(side[0], device=flat.device)
+    rows = top + torch.arange(side[1], device=flat.device)
+    inside_x, inside_y = (columns >= 0) & (columns < width), (rows >= 0) & (rows < height)
+    columns = torch.minimum(columns.clamp(min=0), width - 1)
+    rows = torch.minimum(rows.clamp(min=0), height - 1)
+    places = (start + rows * width)[:, :, None] + columns[:, None, :]  # (N, height, width)
+    pixels = flat[places]
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
+    return (pixels * inside[..., None]).permute(0, 3, 1, 2)
+
+
 def resized_boxes(
-    images: Tensor, boxes: Tensor, size: int, whole: bool, interpolation: str
+    images: Tensor,
+    boxes: Tensor,
+    size: int,
+    whole: bool,
+    interpolation: str,
+    edges: Tensor | None = None,
 ) -> Tensor:
     """Resize another box of each image to (N, C, size, size): two matrix products an image.
 
     For GPUs. boxes: (N, 4) float32 left, top, right, bottom, on the images' device; whole: pixels
-    beyond the box count in the filter. Black beyond the border.
+    beyond the box count in the filter; edges: (N, 4) where each image's own pixels begin and end,
+    None: all are. Black beyond the border.
     """
     count, channels, height, width = images.shape
     left, top, right, bottom = boxes.unbind(1)
-    across = _box_weights(left, right, size, width, whole, interpolation)  # (N, S, W)
-    down = _box_weights(top, bottom, size, height, whole, interpolation)  # (N, S, H)
+    if edges is None:
+        edges = boxes.new_tensor([[0, 0, width, height]]).expand(count, 4)
+    first_x, first_y, last_x, last_y = edges.unbind(1)
+    across_edges, down_edges = (first_x, last_x), (first_y, last_y)
+    across = _box_weights(left, right, size, width, whole, interpolation, across_edges)  # (N, S, W)
+    down = _box_weights(top, bottom, size, height, whole, interpolation, down_edges)  # (N, S, H)
     rows = images.contiguous().float().view(count, channels * height, width)
     rows = torch.bmm(rows, across.transpose(1, 2)).clamp_(0, 255)
     rows = rows.add_(0.5).floor_().view(count, channels, height, size)
@@ -138,10 +167,16 @@ def resized_boxes(
 
 
 def _box_weights(
-    low: Tensor, high: Tensor, size: int, length: int, whole: bool, interpolation: str
+    low: Tensor,
+    high: Tensor,
+    size: int,
+    length: int,
+    whole: bool,
+    interpolation: str,
+    edges: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Return the weights of `length` stored pixels for each of `size` resized ones, (N, size,
-    length).
+    length). edges: (N,) each, where an image's own pixels begin and end.
 
     The antialiasing filter as Pillow has it: a triangle, or Keys' cubic of a = -1/2, stretched by
     the factor of the reduction, its weights of the pixels there are adding up to 1.
@@ -157,6 +192,8 @@ def _box_weights(
         near = (1.5 * distance - 2.5) * distance * distance + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0 * far))
+    first, last = (edge[:, None, None] for edge in edges)
+    weights = weights * ((stored > first) & (stored < last))
     if not whole:
         inside = (stored >= low[:, None, None]) & (stored < high[:, None, None])
         weights = weights * inside
@@ -164,7 +201,7 @@ def _box_weights(
     total = weights.sum(2, keepdim=True)
 
     # What lies wholly beyond the border has no weights: it is black.
-    beyond = (middle < 0) | (middle > length)
+    beyond = (middle < first) | (middle > last)
     weights = torch.where(beyond | (total == 0), 0 * weights, weights / total)
     return ((weights * 2**14).round() / 2**14).float()
 

@@ -129,7 +129,7 @@ class Ours:
         self.run = stack.enter_context(configs.start(options))
         self.device = self.run.step.device
         self.loader, _ = configs.make_loaders(options, self.run)
-        self.network = configs.make_network(options, self.run, self.loader.images)
+        self.network = configs.make_network(options, self.run, self.loader)
         self.updater = configs.make_updater(options, self.run, self.network)
         self.run.parts = (self.network, self.updater)
         self.parallel = configs.make_parallel(options, self.run, self.network)

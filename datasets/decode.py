@@ -21,9 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from augmentation.resize import cut
+from augmentation.resize import cut, resize
 from base.errors import OverLimit
-from transforms import Window
+from transforms import Scaling, Window
 
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -152,13 +152,7 @@ def read_windows(
     """
     rows = boxes.reshape(-1, 4)
     left, top, right, bottom = rows[0]
-    scale = min(right - left, bottom - top) / window.size
-    reduce = 1
-
-    # libjpeg scales by powers of two while it decodes, at a fraction of the cost.
-    while reduce < 8 and scale >= 2 * reduce * window.headroom:
-        reduce *= 2
-
+    reduce = _reduction(min(right - left, bottom - top) / window.size, window.headroom)
     image = pixels(data, reduce, turn=turn)
     if reduce > 1:
         width, height = size(data, turn=turn)
@@ -168,6 +162,35 @@ def read_windows(
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]
     parts = [cut(planes, box, window.size, window.whole, interpolation)[0] for box in rows]
     return parts[0] if boxes.ndim == 1 else torch.stack(parts)
+
+
+def scaled(data: bytes, scaling: Scaling, most: int, *, turn: bool = False) -> np.ndarray:
+    """Return the whole image as it is kept, (H, W, 3) uint8; turn: as EXIF says.
+
+    most: pixels that it may have then. Raises ValueError with the reason.
+    """
+    width, height = size(data, most, turn=turn)
+    wide, tall = scaling.size(width, height)
+    if wide * tall > most:
+        raise OverLimit(f"{wide} x {tall} scaled pixels are more than the {most} allowed", "pixels")
+    image = pixels(data, _reduction(height / tall, scaling.headroom), turn=turn)
+    if image.shape[:2] == (tall, wide):
+        return image
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    result = resize(planes, (tall, wide), scaling.interpolation)[0].permute(1, 2, 0)
+    return np.ascontiguousarray(result.numpy())
+
+
+def _reduction(scale: float, headroom: float) -> int:
+    """Return 1, 2, 4 or 8: the largest reduction that leaves an image `headroom` times too large.
+
+    scale: stored pixels a pixel of the result. libjpeg reduces by powers of two while it decodes,
+    at a fraction of the cost.
+    """
+    reduce = 1
+    while reduce < 8 and scale >= 2 * reduce * headroom:
+        reduce *= 2
+    return reduce
 
 
 def _jpeg(data: bytes, reduce: int) -> np.ndarray | None:

@@ -59,6 +59,13 @@ class Plan:
         too_small = self.shuffle and 0 < last < self.smallest and count > last
         return count - last if too_small else count
 
+    @functools.cached_property
+    def pool(self) -> np.ndarray:
+        """The images that an epoch is made of, (n,) int64 in no order."""
+        count = min(self.count, self.limit or self.count)
+        pool = np.arange(count)
+        return shuffled(pool, self.count, 0, 0, "limit") if count < self.count else pool
+
     def __len__(self) -> int:
         """Return the number of batches an epoch."""
         return -(-self.image_count // self.batch)
@@ -126,11 +133,8 @@ class BalancedPlan(Plan):
 
     @functools.cached_property
     def _by_class(self) -> list[np.ndarray]:
-        count = min(self.count, self.limit or self.count)
-        pool = np.arange(count)
-        if count < self.count:
-            # Balance is over the images that --limit leaves.
-            pool = shuffled(pool, self.count, 0, 0, "limit")
+        # Balance is over the images that --limit leaves.
+        pool = self.pool
         order = pool[np.argsort(self.labels[pool], kind="stable")]
         return np.split(order, np.flatnonzero(np.diff(self.labels[order])) + 1)
 

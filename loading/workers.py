@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from base.errors import STOPPING, OverLimit, Refused, reason_of
+from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
 from loading.plan import Plan
@@ -47,6 +48,13 @@ class BadImage:
     path: str
     reason: str
     limit: str = ""
+
+
+def refusal(image: BadImage) -> Refused:
+    """Return the error that ends a run at a bad image."""
+    path, reason = printable(image.path), printable(image.reason)
+    message = f"bad image {path} (number {image.index}): {reason}"
+    return Refused(message, limit=image.limit or "bad images")
 
 
 Decoded = tuple[
@@ -133,10 +141,9 @@ class Reader(Dataset[Decoded]):
                 bad.append(self._bad(index, error))
 
         if self.finishes and self.pipeline.steps:
-            images = batch[first : len(kept)]
             draws = self.pipeline.draw_uniforms(epoch, np.array(kept[first:], np.int64))
             # While these pixels are still in the processor's cache.
-            images.copy_(self.pipeline.apply_steps(images, draws))
+            self.pipeline.finish(batch[first : len(kept)], draws)
 
     def _bad(self, index: int, error: Exception) -> BadImage:
         limit = error.limit if isinstance(error, OverLimit) else ""

@@ -56,6 +56,8 @@ class Watch:
         # Of the last pass of training.
         self.training = Clock()
         self.reads_files = False
+        # What decoding once would take, where it fits.
+        self.keeping = ""
         self.advised = False
 
         # Paths of images that were left out, and why.
@@ -147,9 +149,10 @@ class Watch:
 
         self.advised = True
         cores = core_count()
+        keeping = f"{self.keeping}; or " if self.keeping else ""
         self.console.say(
-            f"reading files limits this run, {data / whole:.0%} of its time waits for them: raise "
-            "--nThreads (there "
+            f"reading files limits this run, {data / whole:.0%} of its time waits for them: "
+            f"{keeping}raise --nThreads (there "
             f"are {cores} cores), read smaller files (python prepare.py shrink), or use a faster "
             "disk; "
             "python benchmark/imagenet.py --tune --data_dir DIR finds the best number"

@@ -89,6 +89,18 @@ class Ranks:
         pairs = zip(gathered, counts.tolist(), strict=True)
         return torch.cat([part[:count] for part, count in pairs])
 
+    def told_by_local_first(self, *numbers: int) -> list[int]:
+        """Return the numbers that the first rank of this machine gives; the others' do not
+        count.
+        """
+        if self.world == 1:
+            return list(numbers)
+        told = torch.zeros(self.world, len(numbers), dtype=torch.int64)
+        if not self.local:
+            told[self.rank] = torch.tensor(numbers)
+        dist.all_reduce(told)
+        return told[self.rank - self.local].tolist()
+
     def share_buffers(self, network: nn.Module) -> None:
         """Give every rank the running statistics of rank 0."""
         if self.world > 1:

@@ -50,7 +50,7 @@ def test_a_step_waits_for_no_result_of_the_device(tmp_path: Path) -> None:
     )
     with configs.start(options) as run:
         loader, _ = configs.make_loaders(options, run)
-        network = configs.make_network(options, run, loader.images)
+        network = configs.make_network(options, run, loader)
         updater = configs.make_updater(options, run, network)
         criterion = configs.make_criterion(options, loader.images, run.step.device)
         run.resume({}, network, updater, wanted=False)
