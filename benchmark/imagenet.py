@@ -3,7 +3,8 @@ from the limit.
 
 The pipeline is the Torch7 suite's: shorter side 256, random crop of 224, flip; the centre in
 testing. disk reads each file's name from an HDF5 index batch by batch, ram has the names in memory;
-the images are files for both. The limit is what as many processes do that decode the same files and
+the images are files for both. With --decoded their pixels are kept, and read once before they are
+timed. The limit is what as many processes do that decode the same files and
 nothing else. Without --data_dir a small folder of made-up textures with ILSVRC's byte sizes is
 written to a temporary folder, so that this runs anywhere.
 """
@@ -35,12 +36,16 @@ from base.text import print_table
 from benchmark import timing
 from datasets import dbcollection, decode
 from datasets.images import FileImages
+from loading import decode_once
+from loading.pixel_folder import PixelFolder
 from loading.plan import Batch, Plan
 from preparation import index as indexing
 from preparation.sources import Origin
 from transforms import Pipeline
 
 BATCH, SCALED, SIDE = 128, 256, 224
+# Passes over kept pixels for one over files.
+KEPT_EPOCHS = 5
 MADE = {"train": 512, "val": 256}  # images of the made-up folder
 
 
@@ -54,6 +59,56 @@ def ours(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> I
     )
     for epoch in range(arguments.epochs):
         yield from source.epoch(epoch)
+
+
+class Keeping:
+    """Yields batches of kept pixels, which are decoded as they are asked for first.
+
+    kind: ram or disk; scratch: folder for the latter.
+    """
+
+    def __init__(self, images: FileImages, kind: str, scratch: Path) -> None:
+        self.images = images
+        self.kind = kind
+        self.scratch = scratch
+        self.loader: data.KeptLoader | None = None
+
+    def __call__(self, arguments: argparse.Namespace, *, train: bool) -> Iterator[Any]:
+        if self.loader is None:
+            self.loader = self._decode(arguments, train=train)
+            for _ in self.loader.epoch(0):
+                pass
+        for epoch in range(1, 1 + arguments.epochs * KEPT_EPOCHS):
+            yield from self.loader.epoch(epoch)
+
+    def _decode(self, arguments: argparse.Namespace, *, train: bool) -> data.KeptLoader:
+        images, threads = self.images, arguments.nThreads
+        steps = augmentation.parse(arguments.augment if train else "none")
+        pipeline = Pipeline(steps, SCALED, SIDE, seed=2)
+        plan = Plan(len(images), BATCH, 2, train)
+        scaling = pipeline.scaling(round(1.25 * SIDE))
+        given = images, scaling, plan.pool
+        if self.kind == "disk":
+            folder = PixelFolder(*given, self.scratch, threads=threads, skip=False)
+            kept = folder.keep()
+        else:
+            kept, _ = decode_once.in_memory(*given, threads=threads, skip=False)
+        cpu = torch.device("cpu")
+        return data.KeptLoader(kept, pipeline, plan, cpu, threads=threads)
+
+
+def decoding_once(
+    images: FileImages, arguments: argparse.Namespace, scratch: Path, *, train: bool
+) -> list[float]:
+    """Return the seconds a batch that decoding all images into a folder takes."""
+    steps = augmentation.parse(arguments.augment if train else "none")
+    scaling = Pipeline(steps, SCALED, SIDE).scaling(round(1.25 * SIDE))
+    pool = np.arange(len(images))
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        started = time.perf_counter()
+        threads = arguments.nThreads
+        PixelFolder(images, scaling, pool, Path(place), threads=threads, skip=False).keep()
+        return [(time.perf_counter() - started) / len(images) * BATCH]
 
 
 def theirs(images: FileImages, arguments: argparse.Namespace, *, train: bool) -> Iterator[Any]:
@@ -146,6 +201,14 @@ def main() -> None:
         "--augment", default="crop,flip", help="training augmentations (default: crop,flip)"
     )
     parser.add_argument(
+        "--decoded",
+        nargs="+",
+        default=[],
+        choices=("ram", "disk"),
+        metavar="KIND",
+        help="measure kept pixels too: ram, disk or both",
+    )
+    parser.add_argument(
         "--peer",
         nargs="+",
         default=[],
@@ -209,9 +272,17 @@ def ways_to_read(arguments: argparse.Namespace, root: str) -> dict[str, Callable
         sources["ram"] = partial(ours, images)
         if in_files and "torchvision" in arguments.peer:
             sources["torchvision"] = partial(theirs, images)
+        for kind in arguments.decoded:
+            keeping: Any = Keeping(images, kind, Path(arguments.index).parent)
+            sources[f"decoded {kind}"] = keeping
+        if arguments.decoded:
+            once = partial(decoding_once, images, arguments, Path(arguments.index).parent)
+            ways[f"{part} decoding once"] = partial(once, train=part == "train")
         for kind, source in sources.items():
             batches = partial(source, arguments, train=part == "train")
-            ways[f"{part} {kind}"] = partial(measure, batches, arguments.batches)
+            # What is fast is measured for longer.
+            most = arguments.batches * (KEPT_EPOCHS if kind.startswith("decoded") else 1)
+            ways[f"{part} {kind}"] = partial(measure, batches, most)
         # The most that any reader can reach.
         ways[f"{part} decoding"] = partial(ceiling, images, arguments.nThreads)
 

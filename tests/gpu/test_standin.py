@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from common import ROOT
+from rig import make_images
 
 from augmentation import AUGMENTATIONS
 from models import OURS
@@ -121,6 +122,45 @@ def test_a_step_copies_little_to_the_device_and_from_pinned_memory(
 ) -> None:
     assert steps[name]["h2d_pageable"] == 0
     assert steps[name]["h2d_pinned"] <= 3
+
+
+KEEPING = {
+    "device": "--decoded device",
+    "device, resized": "--decoded device --augment resizedcrop,flip,jitter",
+    "device, scaled": "--decoded device --augment scale:60:64,crop",
+    "device, ten crops": "--decoded device --tenCrop",
+    "device, two GPUs": "--decoded device --nGPU 2",
+    "ram": "--decoded ram",
+    "disk, resized": "--decoded disk --augment resizedcrop",
+}
+
+
+@pytest.fixture(scope="session")
+def keeping(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("keeping")
+    images = make_images(folder / "d", 230)
+    on_folder = f"--dataset folder --data_dir {images} --nThreads 1"
+    cases = {name: f"{on_folder} {text}" for name, text in KEEPING.items()}
+    return reports(built, folder, cases)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_kept_pixels_are_cut_and_copied_without_waiting(name: str, keeping: Report) -> None:
+    assert not keeping[name]["error"]
+    assert not keeping[name]["waits"]
+    assert keeping[name]["h2d_pageable"] == 0
+    assert keeping[name]["h2d_pinned"] <= (1 if name.startswith("device") else 2)
+
+
+def test_pixels_that_a_gpu_cannot_hold_are_refused_beforehand(built: Path, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "d", 60)
+    sizes = "--imageSize 900 --cropSize 64 --nEpochs 1 --logger none --GPU 0 --decoded device"
+    command = f"main.py --dataset folder --data_dir {images} {sizes} --expDir {tmp_path}"
+    result = on_fake_gpus(built, *command.split(), mebibytes=200)
+    assert result.returncode == 2
+    assert "GPU's memory" in result.stderr
+    assert "give --decoded ram" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", BUDGETS)
