@@ -159,7 +159,7 @@ def read_windows(
         rows = rows * np.array([image.shape[1] / width, image.shape[0] / height] * 2)
 
     # No copy: (H, W, 3) memory seen as (1, 3, H, W).
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     parts = [cut(planes, box, window.size, window.whole, interpolation)[0] for box in rows]
     return parts[0] if boxes.ndim == 1 else torch.stack(parts)
 
@@ -176,7 +176,7 @@ def scaled(data: bytes, scaling: Scaling, most: int, *, turn: bool = False) -> n
     image = pixels(data, _reduction(height / tall, scaling.headroom), turn=turn)
     if image.shape[:2] == (tall, wide):
         return image
-    planes = torch.from_numpy(image).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     result = resize(planes, (tall, wide), scaling.interpolation)[0].permute(1, 2, 0)
     return np.ascontiguousarray(result.numpy())
 

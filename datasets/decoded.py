@@ -278,7 +278,7 @@ class Kept:
         else:
             _, start, width, height, *_ = self.rows[index].item()
             image = self._tensor[start : start + 3 * width * height].view(height, width, 3)
-        return image.permute(2, 0, 1)[None]
+        return image[None].permute(0, 3, 1, 2)
 
     def check(self, indices: np.ndarray) -> None:
         """Look at images that were not used yet; decode those anew that are not what they were."""

@@ -135,7 +135,7 @@ def smaller_file(content: bytes, size: int, quality: int, *, turn: bool = False)
         return content
 
     if shorter > size:
-        planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        planes = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
         scaled = (size * height // shorter, size * width // shorter)
         small = resize(planes, scaled, "bicubic")[0].permute(1, 2, 0)
         pixels = np.ascontiguousarray(small.numpy())

@@ -9,6 +9,7 @@ import changed_files
 import damage
 import disk_full
 import hosts
+import kept_pixels
 import kill
 import learn
 import lost_ranks
@@ -146,3 +147,7 @@ def test_soak() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_every_network_learns(name: str) -> None:
     assert learn.learn(name, learn.EPOCHS.get(name, 12))["test_top1"] > 90
+
+
+def test_kept_pixels() -> None:
+    assert kept_pixels.run(1000)["wrong_pixels"] == 0
