@@ -258,3 +258,15 @@ def test_a_gpu_s_way_to_cut_boxes_gives_the_cpu_s_pixels(
         # Where pixels beyond the box count, the CPU moves the window by up to 1/64 of a pixel.
         assert off.mean() < (0.5 if whole else 0.1)
         assert whole or off.max() <= 2
+
+
+@pytest.mark.parametrize("steps", ["flip", "shift:2,flip,jitter:0.4", "none"])
+def test_what_is_finished_in_place_is_what_the_steps_give(steps: str) -> None:
+    pixels = torch.randint(0, 256, (9, 16, 16, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    pipeline = Pipeline(augmentation.parse(steps), 16, 16, seed=5)
+    draws = pipeline.draw_uniforms(3, np.arange(9))
+    wanted = pipeline.apply_steps(pixels.clone(), draws)
+    turned = [bool((wanted[n] != pixels[n]).any()) for n in range(9)]
+    assert any(turned) == (steps != "none")
+    pipeline.finish(pixels, draws)
+    assert torch.equal(pixels, wanted)
