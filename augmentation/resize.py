@@ -155,8 +155,11 @@ def resized_boxes(
     count, channels, height, width = images.shape
     left, top, right, bottom = boxes.unbind(1)
     if edges is None:
-        edges = boxes.new_tensor([[0, 0, width, height]]).expand(count, 4)
-    first_x, first_y, last_x, last_y = edges.unbind(1)
+        # Filled there: a copy from the host would wait.
+        first_x = first_y = boxes.new_zeros(count)
+        last_x, last_y = boxes.new_full((count,), width), boxes.new_full((count,), height)
+    else:
+        first_x, first_y, last_x, last_y = edges.unbind(1)
     across_edges, down_edges = (first_x, last_x), (first_y, last_y)
     across = _box_weights(left, right, size, width, whole, interpolation, across_edges)  # (N, S, W)
     down = _box_weights(top, bottom, size, height, whole, interpolation, down_edges)  # (N, S, H)
