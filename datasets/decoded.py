@@ -224,7 +224,7 @@ class Kept:
         self.memory = memory
         # By number of the image.
         self.reasons = reasons
-        self.checked = made_now.copy()
+        self.checked = np.zeros(len(rows), bool)
         self.made_now = made_now
         self.on_disk = on_disk
         # Decoded again by this process.
@@ -288,9 +288,13 @@ class Kept:
                     continue
                 row = self.rows[index]
                 same = self.images.status(index) == (int(row["bytes"]), int(row["time"]))
-                if not same or checksum(self.pixels(index)) != int(row["sum"]):
+                # What was decoded by this process was read back then.
+                if not same or not (self.made_now[index] or self._is_whole(index)):
                     self._renew(index)
                 self.checked[index] = True
+
+    def _is_whole(self, index: int) -> bool:
+        return checksum(self.pixels(index)) == int(self.rows["sum"][index])
 
     def _renew(self, index: int) -> None:
         self.reasons.pop(index, None)

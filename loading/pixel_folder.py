@@ -184,7 +184,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _remove(folder: Path) -> None:
     """Remove a folder of pixels that cannot be used; what is not ours stays."""
-    for name in (PIXELS, decoded.INDEX):
+    for name in (PIXELS, INDEX):
         (folder / name).unlink(missing_ok=True)
+    # Of whoever was killed while it wrote an index.
+    for path in folder.glob(f".{INDEX}.*.tmp"):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()

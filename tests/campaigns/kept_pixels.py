@@ -75,7 +75,7 @@ def damage_folder(where: Path, pick: random.Random) -> str:
     # Another file of that name: who has mapped the old one keeps it.
     path.unlink()
     path.write_bytes(content)
-    return f"damaged {path.name}"
+    return f"damaged {path.name if path.name[0] != '.' else 'temporary'}"
 
 
 def wrong_pixels(images: FileImages, kept: Kept) -> int:
@@ -121,8 +121,10 @@ def run(trials: int = 1000, seed: int = 1) -> dict[str, Any]:
                     counts[f"{change_files(folder, pick)} later"] += 1
                 counts["wrong pixels"] += wrong_pixels(images, kept)
             except (Failed, Refused) as error:
-                counts[f"refused: {error}"[:60]] += 1
-    return {"trials": trials, "wrong_pixels": counts.pop("wrong pixels"), "events": counts}
+                print(error)
+                counts["refused"] += 1
+    wrong, refused = counts.pop("wrong pixels"), counts.pop("refused", 0)
+    return {"trials": trials, "wrong_pixels": wrong, "refused": refused, "events": counts}
 
 
 if __name__ == "__main__":

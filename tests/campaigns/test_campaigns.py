@@ -150,4 +150,5 @@ def test_every_network_learns(name: str) -> None:
 
 
 def test_kept_pixels() -> None:
-    assert kept_pixels.run(1000)["wrong_pixels"] == 0
+    result = kept_pixels.run(1000)
+    assert result["wrong_pixels"] == result["refused"] == 0
