@@ -412,8 +412,6 @@ FIELDS: dict[str, Field] = {
 FOLDERS = ("folder", "ilsvrc2012")
 # Image files, whatever they lie in; those whose columns have names; those that may lie elsewhere.
 FILES = (*(name for name, source in DATASETS.items() if source.own), "ilsvrc2012")
-# Pixels that are arrays already.
-IN_MEMORY = ("mnist", "fashionmnist", "cifar10", "cifar100", "synthetic")
 COLUMNED, ELSEWHERE = ("table", "shards", "parquet"), ("shards", "parquet")
 # They say what to do with a run, not what it is.
 UNRECORDED = {"continue_", "overwrite"}
@@ -659,7 +657,7 @@ def _wrong_sources(options: Options) -> Iterator[str]:
         yield f"--data_dir {options.data_dir}: {dataset} is read from a disk, not from an address"
     if options.decoded and options.test:
         yield "--decoded is for many epochs, --test reads each image once: leave it out"
-    if options.decoded and dataset in IN_MEMORY:
+    if options.decoded and dataset not in FILES and not options.storage:
         yield f"--decoded {options.decoded}: {dataset} is in memory as it is: leave it out"
     if options.decodedDir and options.decoded != "disk":
         yield "--decodedDir is of --decoded disk: give that, or leave it out"

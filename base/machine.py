@@ -1,6 +1,5 @@
-"""What this machine has left: memory, within the limits of a container, and room on a disk."""
+"""The memory that this machine has left, within the limits of a container."""
 
-import os
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -24,12 +23,6 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> int | No
         if most is not None and used is not None:
             found.append(max(0, most - used + cached))
     return min(found, default=None)
-
-
-def free_room(folder: Path) -> int:
-    """Return the bytes that this user can still write to a folder's disk. Raises OSError."""
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
 
 
 def _groups(proc: Path, cgroups: Path) -> list[Path]:

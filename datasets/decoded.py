@@ -179,21 +179,10 @@ def map_pixels(descriptor: int) -> np.ndarray:
     return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8)
 
 
-@dataclass(frozen=True)
-class Fresh:
-    """One image, decoded now. facts: bytes and mtime of its file, before it was read."""
-
-    pixels: np.ndarray
-    facts: tuple[int, int]
-
-
-def decode_one(images: FileImages, index: int, scaling: Scaling) -> Fresh:
-    """Decode an image as it is kept. Raises OSError, ValueError as FileImages.read."""
-    # Before: of a file that changes meanwhile the new time is unknown here.
-    facts = images.status(index)
+def decode_one(images: FileImages, index: int, scaling: Scaling) -> np.ndarray:
+    """Decode an image as it is kept, (H, W, 3) uint8. Raises OSError, ValueError."""
     content = images.read(index)
-    most = images.limits.pixels
-    return Fresh(decode.scaled(content, scaling, most, turn=images.turn), facts)
+    return decode.scaled(content, scaling, images.limits.pixels, turn=images.turn)
 
 
 class Kept:
@@ -258,11 +247,8 @@ class Kept:
     def copy(self, index: int, corners: list[list[int]], targets: np.ndarray) -> None:
         """Copy squares of an image, (P, S, S, 3). corners: left and top of each."""
         if index in self.renewed:
-            memory, start, width = (
-                self.renewed[index].reshape(-1),
-                0,
-                int(self.rows["width"][index]),
-            )
+            image = self.renewed[index]
+            memory, start, width = image.reshape(-1), 0, image.shape[1]
         else:
             memory = self.memory
             _, start, width, *_ = self.rows[index].item()
@@ -300,7 +286,7 @@ class Kept:
         self.reasons.pop(index, None)
         height, width = 0, 0
         try:
-            self.renewed[index] = decode_one(self.images, index, self.scaling).pixels
+            self.renewed[index] = decode_one(self.images, index, self.scaling)
             height, width = self.renewed[index].shape[:2]
         except (OSError, ValueError) as error:
             self.reasons[index] = why(error)

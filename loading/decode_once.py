@@ -210,21 +210,21 @@ class Making:
         return len(indices)
 
     def _make_one(self, index: int) -> None:
+        # Before it is read: of a file that changes meanwhile the new time is unknown here.
         facts = self.images.status(index)
         try:
-            fresh = decoded.decode_one(self.images, index, self.scaling)
+            pixels = decoded.decode_one(self.images, index, self.scaling)
         except (OSError, ValueError) as error:
             reason, limit = decoded.why(error)
             if not self.skip:
                 raise refusal(BadImage(index, self.images.path(index), reason, limit)) from None
             self.reasons[int(self.rows["key"][index])] = reason, limit
-            self._keep(index, 0, np.empty((0, 0, 3), np.uint8), facts)
-            return
+            pixels = np.empty((0, 0, 3), np.uint8)
         with self._lock:
             offset = self.end
-            self.end += fresh.pixels.nbytes
-        _write_all(self.descriptor, fresh.pixels.data, offset)
-        self._keep(index, offset, fresh.pixels, fresh.facts)
+            self.end += pixels.nbytes
+        _write_all(self.descriptor, pixels.reshape(-1).data, offset)
+        self._keep(index, offset, pixels, facts)
 
     def _keep(self, index: int, offset: int, pixels: np.ndarray, facts: tuple[int, int]) -> None:
         height, width = pixels.shape[:2]
@@ -241,7 +241,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 def _write_all(descriptor: int, content: "memoryview | bytes", offset: int) -> None:
     """Write all of it at this offset. Raises OSError."""
-    left = memoryview(content).cast("B")
+    left = memoryview(content)
     while len(left):
         written = os.pwrite(descriptor, left, offset)
         left, offset = left[written:], offset + written

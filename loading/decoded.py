@@ -142,7 +142,7 @@ class ResidentPixels:
 
     def layout(self, window: Window, indices: np.ndarray, interpolation: str) -> "Layout":
         """Work out on the host what is read of each image, its parts one after the other."""
-        parts = window.box.reshape(len(indices), -1, 4).shape[1]
+        parts = window.box.shape[1] if window.box.ndim == 3 else 1
         boxes = window.box.reshape(-1, 4)
         starts = self.starts[indices].repeat(parts)[:, None]
         ends = np.stack(self.kept.sizes(indices), 1).astype(np.int64).repeat(parts, 0)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,6 @@ import numpy as np
 
 from base.errors import Failed, Refused
 from base.files import sync_folder
-from base.machine import free_room
 from base.text import printable
 from datasets import decoded
 from datasets.decoded import INDEX, PIXELS, ROW, Index, Kept
@@ -131,7 +131,7 @@ class PixelFolder:
         if not count:
             return
         needed = estimate(self.images, self.scaling) * count // len(self.images)
-        free = free_room(folder)
+        free = shutil.disk_usage(folder).free
         if needed * MARGIN > free:
             raise Refused(
                 f"the decoded pixels of {count} images take about {gigabytes(needed)}, on the disk "

@@ -85,7 +85,7 @@ def wrong_pixels(images: FileImages, kept: Kept) -> int:
     wrong = 0
     for index in everything.tolist():
         try:
-            wanted = decode_one(images, index, SCALING).pixels
+            wanted = decode_one(images, index, SCALING)
         except (OSError, ValueError):
             wrong += int(kept.rows["width"][index]) != 0
             continue

@@ -4,11 +4,13 @@ changed, and nothing lost when the decoding is ended.
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from base.errors import Failed
 from data import KeptLoader, ResidentLoader
 from datasets import decoded, folder
 from datasets.decoded import Kept
-from loading import decode_once, pixel_folder
+from loading import decode_once
 from loading.pixel_folder import PixelFolder
 from loading.plan import BalancedPlan, Plan
 from transforms import Pipeline, Scaling
@@ -309,6 +311,17 @@ def test_a_bad_image_is_named_or_left_out(images: Path, tmp_path: Path) -> None:
     assert [listed.names[index] for index in np.flatnonzero(kept.made_now)] == ["class 1/4.jpg"]
 
 
+@pytest.mark.parametrize("ten", [False, True])
+def test_a_batch_of_bad_images_alone_is_empty(images: Path, ten: bool) -> None:
+    (images / "train" / "class 1" / "4.jpg").write_bytes(b"this is no image")
+    listed = open_part(images)
+    kept = in_ram(listed, PLAIN, skip=True)
+    given = kept, Pipeline([], 20, 16, ten=ten), Plan(len(listed), 1), CPU
+    for loader in (KeptLoader(*given, skip=True), ResidentLoader(*given, skip=True)):
+        sizes = [len(batch.images) for batch in loader.epoch(0)]
+        assert sorted(sizes) == [0] + [1] * (len(listed) - 1)
+
+
 def test_what_limit_leaves_out_is_not_decoded(images: Path, tmp_path: Path) -> None:
     listed = open_part(images)
     plan = Plan(len(listed), 4, 2, True, limit=8)
@@ -407,7 +420,7 @@ def test_pixels_that_came_back_otherwise_are_not_given_their_name(
 def test_too_little_room_is_seen_beforehand(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixel_folder, "free_room", lambda folder: 10_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=10_000))
     with refused_with(r"about 3.6e-05 GB, on the disk of .* 1e-05 GB are free: .*--decodedDir"):
         on_disk(open_part(images), PLAIN, tmp_path)
     monkeypatch.setattr(decode_once, "free_memory", lambda: 30_000)
