@@ -1,9 +1,10 @@
 """Runs side by side: `python compare.py RUN RUN ... [--out compare.png]`.
 
-A run is its folder, as training names it.
+A run is its folder, as training names it; `--sweep FOLDER` takes all runs below a folder and ranks
+them, the best test top-1 first.
 
 The table has the options that differ, the best test top-1 and its epoch, the time and the images a
-second; the picture has the curves.
+second; the picture has the curves, over epochs, steps or seconds.
 """
 
 import argparse
@@ -19,8 +20,10 @@ from base.files import read_text, refuse_target
 from base.text import print_table, printable
 from report.record import EpochRecord, Json
 
-# Options that only say where a run lies.
-LOCATIONS = {"expID", "expDir", "given"}
+# Options that only say where a run lies, or how its data is read.
+LOCATIONS = {"expID", "expDir", "given", "nThreads", "startMethod", "timeout"}
+# Curves of more runs than that cannot be told apart.
+MAX_DRAWN = 36
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def read(folder: Path) -> FinishedRun:
 
 def rows(runs: dict[str, FinishedRun]) -> list[list[str]]:
     """Return the table, its heading first."""
-    # Options that all runs know: an older run lacks the newer ones.
+    # Options that all runs know: an older run lacks the newer ones. Which epochs and batch are
+    # a default's and which were given makes no difference: all are written down as they were.
     known = set.intersection(*(set(run.options) for run in runs.values())) - LOCATIONS
     differing = sorted(name for name in known if _differs(name, runs))
     metrics = ["epochs", "best top-1", "epoch", "last top-1", "hours", "images/s"]
@@ -78,6 +82,40 @@ def tested_apart(runs: dict[str, FinishedRun]) -> str:
     return f"tested on other images than {first}: {names}; their accuracies do not compare"
 
 
+def runs_below(folder: Path) -> dict[str, FinishedRun]:
+    """Return all runs below a folder that have finished an epoch, the best first.
+
+    Names those that it leaves out. Raises Refused where there are fewer than two.
+    """
+    runs, left_out = {}, []
+    for path in sorted(folder.rglob("options.json")):
+        try:
+            runs[printable(path.parent)] = read(path.parent)
+        except Refused as error:
+            left_out.append(str(error))
+    for message in left_out:
+        print(f"left out: {message}", file=sys.stderr)
+    if len(runs) < 2:
+        raise Refused(f"{folder} holds {len(runs)} runs with a finished epoch, 2 are needed")
+    return dict(sorted(runs.items(), key=lambda pair: -_best_top1(pair[1].history)))
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """Return what tells the runs apart: their paths without the folders that all begin with, and
+    end with.
+    """
+    parts = [Path(path).parts for path in paths]
+    while len(parts) > 1 and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
+        parts = [p[1:] for p in parts]
+    while len(parts) > 1 and all(len(p) > 1 and p[-1] == parts[0][-1] for p in parts):
+        parts = [p[:-1] for p in parts]
+    return [str(Path(*p)) for p in parts]
+
+
+def _best_top1(history: list[EpochRecord]) -> float:
+    return max(-1.0 if record.test_top1 is None else record.test_top1 for record in history)
+
+
 def _differs(name: str, runs: dict[str, FinishedRun]) -> bool:
     return len({json.dumps(run.options.get(name)) for run in runs.values()}) > 1
 
@@ -99,25 +137,36 @@ def main(argv: list[str] | None = None) -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="compare.py", description=__doc__, formatter_class=plain)
     about = "a run's folder: cache/mnist/alexnetbn"
-    parser.add_argument("runs", nargs="+", type=file_of, metavar="RUN", help=about)
+    parser.add_argument("runs", nargs="*", type=file_of, metavar="RUN", help=about)
+    about = "take all runs below this folder, and rank them"
+    parser.add_argument("--sweep", type=file_of, metavar="FOLDER", help=about)
+    about = "what the curves are drawn over (default: epoch)"
+    parser.add_argument("--by", choices=("epoch", "step", "seconds"), default="epoch", help=about)
     picture = "picture (default: compare.png)"
     parser.add_argument("--out", type=file_of, default=Path("compare.png"), help=picture)
     arguments = parser.parse_args(argv)
+    if bool(arguments.runs) == bool(arguments.sweep):
+        parser.error("name runs, or a folder of runs with --sweep")
 
     with clear_errors():
-        runs = {printable(folder): read(folder) for folder in arguments.runs}
+        if arguments.sweep:
+            found = runs_below(arguments.sweep)
+        else:
+            found = {printable(folder): read(folder) for folder in arguments.runs}
         refuse_target(arguments.out)
-        for run in arguments.runs:
-            if arguments.out.resolve().parent == run.resolve() and arguments.out.exists():
+        for run in found:
+            if arguments.out.resolve().parent == Path(run).resolve() and arguments.out.exists():
                 raise Refused(f"{arguments.out} is a file of the run: name another picture")
+        runs = dict(zip(short_names(list(found)), found.values(), strict=True))
         print_table(rows(runs))
         if apart := tested_apart(runs):
             print(apart)
         from report import pictures
 
-        histories = {name: run.history for name, run in runs.items()}
-        pictures.comparison(histories, arguments.out, named=True)
-        print(f"curves: {arguments.out}")
+        histories = {name: run.history for name, run in list(runs.items())[:MAX_DRAWN]}
+        pictures.comparison(histories, arguments.out, by=arguments.by, named=True)
+        more = f" of the first {MAX_DRAWN}" if len(runs) > MAX_DRAWN else ""
+        print(f"curves{more}: {arguments.out}")
         process.refuse_lost()
 
 

@@ -27,6 +27,7 @@ import utils
 from base.archive import Plain
 from base.arguments import is_address, number_of
 from base.errors import Interrupted, Refused
+from base.files import write_rows
 from base.machine import free_memory
 from base.randomness import key
 from base.text import listed, printable
@@ -59,7 +60,7 @@ from models.recompute import recompute
 from opts import COLUMNED, FILES, FOLDERS, FREE, Options
 from report.console import Console
 from report.report import Report
-from run import checkpoint, folder, memory
+from run import checkpoint, folder, hook, memory
 from run.checkpoint import Progress, Saved
 from run.memory import room_for
 from run.run import Run, RunOptions, ending
@@ -67,6 +68,7 @@ from run.signals import Signals
 from run.watch import Watch
 from training.batchnorm import synchronise
 from training.compiled import Compiled
+from training.lr_range import RangeTest
 from training.metrics import Criterion
 from training.ranks import Ranks, join, leave, make_distributed
 from training.replicas import Replicas
@@ -104,6 +106,8 @@ def start(options: Options) -> Iterator[Run]:
     # The folders that this run would make, the innermost first.
     made = [path for path in (options.folder, *options.folder.parents[:2]) if not path.exists()]
     lock = folder.Lock(options.folder)
+    # All must have it: a rank without it would make the others wait.
+    has_bf16 = not ranks.agree(int(not utils.has_bf16(device)))[0]
     held = lock if ranks.first else contextlib.nullcontext()
 
     # Signals before the lock: from here on a signal finds someone who answers it.
@@ -114,7 +118,7 @@ def start(options: Options) -> Iterator[Run]:
                 if ranks.first:
                     resume, overwrite = options.continue_, options.overwrite
                     folder.prepare_folder(options.folder, resume=resume, overwrite=overwrite)
-                run = _make_run(options, ranks, device, signals, lock)
+                run = _make_run(options, ranks, device, signals, lock, has_bf16)
             with ending(run):
                 yield run
             leave()
@@ -141,41 +145,65 @@ def _set_backends(options: Options) -> None:
 
 
 def _make_run(
-    options: Options, ranks: Ranks, device: torch.device, signals: Signals, lock: folder.Lock
+    options: Options,
+    ranks: Ranks,
+    device: torch.device,
+    signals: Signals,
+    lock: folder.Lock,
+    has_bf16: bool,
 ) -> Run:
-    where, precision = options.folder, choose_precision(options.precision, device)
+    where = options.folder
+    saved = checkpoint.newest(where / "checkpoints") if options.continue_ else None
+    precision = _precision_name(options.precision, device, saved, has_bf16)
     console = Console(where, quiet=not ranks.first, verbose=options.verbose)
     disabled = options.logger == "none" or not ranks.first
     recorded = options.recorded()
     rescued = replace(options, expID=f"{options.expID}-rescued")
     return Run(
         folder=where,
-        step=Step(device, ranks, options.manualSeed, options.accumulate, precision, options.gpus),
+        step=Step(
+            device,
+            ranks,
+            options.manualSeed,
+            options.accumulate,
+            PRECISIONS[precision],
+            options.gpus,
+        ),
         options=RunOptions(
             options.nEpochs,
             options.snapshot,
             options.overwrite,
+            options.stopping,
             options.resume_command,
             rescued.folder,
             rescued.resume_command,
         ),
         lock=lock,
-        environment=folder.environment(device, ranks, options.gpus),
+        environment={
+            **folder.environment(device, ranks, options.gpus),
+            "precision": precision,
+        },
         signals=signals,
         console=console,
         report=Report(where, recorded, disabled=disabled, histograms=options.histograms),
         watch=Watch(console, where, device),
         saver=checkpoint.Saver(where / "checkpoints", options.keep, options.save_interval),
-        saved=checkpoint.newest(where / "checkpoints") if options.continue_ else None,
+        saved=saved,
     )
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Return autocast's type, None for float32 throughout."""
-    if name == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        name = "bf16" if native else "fp32"
-    return PRECISIONS[name]
+def _precision_name(name: str, device: torch.device, saved: Saved | None, has_bf16: bool) -> str:
+    """Return fp32, bf16 or fp16: what "auto" means is settled when a run begins, and kept.
+
+    saved: the checkpoint that the run resumes from; has_bf16: the devices of all ranks do.
+    """
+    if name != "auto":
+        return name
+    if saved is not None and "precision" in saved.settings:
+        return str(saved.settings["precision"])
+    # A checkpoint of before names none: on CPUs that was fp32.
+    before = saved is not None and device.type == "cpu"
+    return "bf16" if has_bf16 and not before else "fp32"
 
 
 def _image_settings(options: Options) -> dict[str, Any]:
@@ -295,19 +323,28 @@ def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
     before = run.saved.spec.get("classes", ()) if run.saved is not None else ()
     with run.ranks.in_turn("data"):
         train, test = open_both(options, before)
+    _settle_by_images(options, run, len(train))
     run.watch.reads_files = isinstance(train, FileImages) and not options.decoded
     if options.valShare is not None:
         sides = f"{len(train)} images to train on, {len(test)} to test on"
         run.console.say(f"split     {sides}: {run.folder / 'split.csv'}")
 
-    # Testing has no steps: what is random must not touch a figure.
     pipeline = make_pipeline(options, options.steps)
     plan = _train_plan(options, run, train)
     if options.decoded:
-        test_pipeline = make_pipeline(options, ten=options.tenCrop)
-        tested = test, test_pipeline, _test_plan(options, run, test)
+        tested = test, make_test_pipeline(options), _test_plan(options, run, test)
         return _keeping_loaders(options, run, (train, pipeline, plan), tested)
     return _make_loader(options, run, train, pipeline, plan), _make_test_loader(options, run, test)
+
+
+def _settle_by_images(options: Options, run: Run, count: int) -> None:
+    """Settle what the number of training images decides. Raises Refused."""
+    run.chosen = opts.settle_by_images(options, min(count, options.limit or count))
+    run.options = replace(run.options, epochs=options.nEpochs)
+    run.report.options = options.recorded()
+    if options.hook and run.ranks.first:
+        about = {"folder": str(run.folder), "options": options.recorded()}
+        run.hook = hook.load(options.hook, about)
 
 
 Side = tuple[Images, Pipeline, Plan]
@@ -404,7 +441,7 @@ def make_tested_loader(options: Options, run: Run, classes: Sequence[str] | None
 
 def _make_test_loader(options: Options, run: Run, images: Images) -> AnyLoader:
     plan = _test_plan(options, run, images)
-    return _make_loader(options, run, images, make_pipeline(options, ten=options.tenCrop), plan)
+    return _make_loader(options, run, images, make_test_pipeline(options), plan)
 
 
 def _test_plan(options: Options, run: Run, images: Images) -> Plan:
@@ -462,15 +499,22 @@ def _has_batch_norm(options: Options) -> bool:
         return has_batch_norm(model.create(options.netType, 2, options.cropSize))
 
 
-def make_pipeline(
-    options: Options, steps: list[augmentation.Step] | None = None, *, ten: bool = False
-) -> Pipeline:
-    """Return the pipeline of one pass: with no steps, of testing. Raises Refused."""
+def make_pipeline(options: Options, steps: list[augmentation.Step]) -> Pipeline:
+    """Return the pipeline of training. Raises Refused."""
+    return _make_pipeline(options, steps)
+
+
+def make_test_pipeline(options: Options) -> Pipeline:
+    """Return the pipeline of testing, which has no steps: what is random must not touch a
+    figure.
+    """
+    return _make_pipeline(options, [], ten=options.tenCrop, mirrored=options.flipTest)
+
+
+def _make_pipeline(options: Options, steps: list[augmentation.Step], **views: bool) -> Pipeline:
     sizes, seed = (options.imageSize, options.cropSize), options.manualSeed
     try:
-        return Pipeline(
-            steps or [], *sizes, seed=seed, interpolation=options.interpolation, ten=ten
-        )
+        return Pipeline(steps, *sizes, seed=seed, interpolation=options.interpolation, **views)
     except ValueError as error:
         raise Refused(f"--augment: {error}") from None
 
@@ -504,7 +548,7 @@ def statistics(
     cache_key = json.dumps(known)
 
     def compute() -> tuple[list[float], list[float]]:
-        pipeline, skip = make_pipeline(options), options.badImages == "skip"
+        pipeline, skip = _make_pipeline(options, []), options.badImages == "skip"
         source: AnyLoader
         if keeping is not None:
             source = keeping.again(pipeline, plan)
@@ -732,6 +776,23 @@ def schedule_of(options: Options) -> Schedule:
     )
 
 
+def show_range(options: Options, run: Run, found: RangeTest) -> None:
+    """Say which learning rate a range test suggests; draw it and write its steps down."""
+    if not run.ranks.first:
+        return
+    names = "learning_rate", "loss", "smoothed"
+    columns = zip(found.rates, found.losses, found.smoothed, strict=True)
+    rows = [[f"{value:.6g}" for value in row] for row in columns]
+    write_rows(run.folder / "findLR.csv", list(names), rows)
+    run.report.draw_range(found)
+    count = f"{len(found.rates)} steps up to a learning rate of {found.rates[-1]:.3g}"
+    if found.suggestion is None:
+        run.console.say(f"{count}: the loss never fell; look at {run.folder / 'findLR.csv'}")
+        return
+    way = f"--LR {found.suggestion:g} --schedule {options.schedule}"
+    run.console.say(f"{count}: give {way}; see {run.folder / 'findLR.png'}")
+
+
 def make_criterion(options: Options, images: Images, device: torch.device) -> Criterion:
     """Return the loss.
 
@@ -778,6 +839,9 @@ def resume(
     changed = {name: pair for name, pair in options.changed.items() if name not in FREE}
     if set(changed.get("decoded", ())) == {"ram", "disk"}:
         del changed["decoded"]
+    # What it means now and then is compared with the rest of what the bits depend on.
+    if run.saved is not None and "precision" in run.saved.settings:
+        changed.pop("precision", None)
     sides: changes.Sides = {"train": train.images, "test": test.images}
     run.images = changes.fingerprints(sides)
     before = run.saved.images if run.saved is not None else {}
@@ -848,6 +912,7 @@ def print_test_header(options: Options, run: Run, network: Network, loader: AnyL
     images = loader.images
     count = f"{loader.plan.image_count} of {len(images)} test images"
     crops = ", ten crops" if options.tenCrop else ""
+    crops = ", with mirror images" if options.flipTest else crops
     lines = {
         "data": f"{options.dataset}: {count} in {images.where}; {len(images.classes)} classes",
         **_describe_files(options, [images]),
@@ -947,12 +1012,18 @@ def _describe_training(options: Options, run: Run, steps: int) -> str:
         )
 
     epochs = f"{options.nEpochs} epochs of {steps} steps"
+    if run.chosen:
+        batch += f" ({' and '.join(run.chosen)} by the number of images)"
     return f"{epochs}, {batch}; {options.optimizer}, {rate}, not scaled with the batch{average}"
 
 
 def _describe_device(options: Options, run: Run, train: AnyLoader) -> str:
-    names = {value: name for name, value in PRECISIONS.items()}
-    precision = names[run.step.precision]
+    precision = run.environment["precision"]
+    if options.precision == "auto":
+        has_it = utils.has_bf16(run.step.device)
+        reason = "it has bf16 arithmetic" if has_it else "it has no bf16 arithmetic"
+        began = precision != ("bf16" if has_it else "fp32")
+        precision += f" (as this run began; {reason})" if began else f" ({reason})"
     threads = f"{run.ranks.world} x {run.environment['threads']} threads"
     workers = f", {options.nThreads} workers" if isinstance(train, FileLoader) else ""
     if isinstance(train, KeptLoader):

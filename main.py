@@ -3,6 +3,7 @@
 All options: `python main.py --help`.
 """
 
+import itertools
 import math
 import os
 import sys
@@ -34,6 +35,8 @@ from report import record
 from report.record import TestMetrics, TrainMetrics
 from report.tables import Tested
 from run.run import Run
+from training import lr_range
+from training.lr_range import RangeTest
 from training.metrics import Criterion, Sums, average_precisions
 from training.ranks import reduced_if
 from training.step import Step
@@ -46,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     if options.test:
         test_alone(options)
         return
+    if options.findLR:
+        find_lr(options)
+        return
     with configs.start(options) as run:
         # Workers start here, before anything else runs in a thread: see docs/architecture.md.
         train_loader, test_loader = configs.make_loaders(options, run)
@@ -56,6 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         criterion = configs.make_criterion(options, train_loader.images, run.step.device)
         progress = configs.resume(options, run, network, updater, train_loader, test_loader)
         for epoch in range(progress.epoch, options.nEpochs):
+            # Out of patience or time.
+            if run.ended:
+                break
             started = time.perf_counter()
             with configs.memory_to_train(options, run, parallel, updater, criterion):
                 sums, trained = train(run, parallel, train_loader, updater, criterion)
@@ -89,6 +98,51 @@ def test_alone(options: opts.Options) -> None:
             tested = test(run, network, loader, Sums(run.step.device))
         run.console.show_test(tested.metrics)
         run.report.draw_test(tested)
+
+
+def find_lr(options: opts.Options) -> None:
+    """Train some steps at rising learning rates and say which one to take. No weights are kept."""
+    with configs.start(options) as run:
+        loader, test_loader = configs.make_loaders(options, run)
+        network = configs.make_network(options, run, loader)
+        updater = configs.make_updater(options, run, network)
+        configs.print_header(options, run, network, loader, test_loader)
+        parallel = configs.make_parallel(options, run, network)
+        criterion = configs.make_criterion(options, loader.images, run.step.device)
+        updater.schedule = lr_range.Rising(updater.schedule.at(0)[1])
+        with configs.memory_to_train(options, run, parallel, updater, criterion):
+            found = range_test(run, parallel, loader, updater, criterion)
+        configs.show_range(options, run, found)
+
+
+def range_test(
+    run: Run, network: nn.Module, loader: Loader, updater: Updater, criterion: Criterion
+) -> RangeTest:
+    """Train until the loss diverges, at most for the steps that fit into the time."""
+    network.train()
+    classes, count, started = len(loader.images.classes), lr_range.MAX_STEPS, time.perf_counter()
+    rates: list[float] = []
+    losses: list[float] = []
+    endless = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
+
+    for number, batch in enumerate(endless):
+        # The first step also starts workers, the next two tell how long one takes.
+        if number == 1:
+            started = time.perf_counter()
+        if number == 3:
+            seconds = (time.perf_counter() - started) / 2
+            count = run.ranks.agree(lr_range.steps_in_time(seconds))[0]
+        updater.begin(number / count)
+        images, targets = loader.pipeline.mix(batch.images, batch.labels, classes, 0, number)
+        loss, _ = gradients(
+            run.step, network, updater, criterion, images, targets, batch.total, number
+        )
+        updater.apply(loss, number, batch.indices)
+        rates.append(updater.lr)
+        losses.append(run.ranks.sum((loss * len(images) / batch.total)[None]).item())
+        if lr_range.has_diverged(losses) or number + 1 == count:
+            break
+    return RangeTest(rates, losses)
 
 
 def train(
@@ -176,7 +230,8 @@ def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
 
     for batch in run.batches(loader.epoch(0), trained, "test", loader.plan.image_count):
         with run.step.autocast():
-            log_probs = log_probabilities(network, batch.images)  # (N, K)
+            # (N, K), the mean over mirror images or ten crops where that is asked for.
+            log_probs = log_probabilities(network, batch.images, loader.pipeline.mirrored)
         loss = F.nll_loss(log_probs, batch.labels, reduction="sum") / max(1, len(batch.labels))
         sums.add(loss, log_probs, batch.labels)
         # Average precision needs all scores of all images at once.
@@ -199,22 +254,32 @@ def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
     left_out = run.watch.left_out("testing", loader.bad)
 
     metrics = TestMetrics(means.loss, means.top1, means.top5, seconds, mean_precision, left_out)
-    names = display_names(loader.images)
-    return Tested(metrics, probabilities, every_label, every_index.numpy(), names, loader.preview)
+    images = loader.images
+    return Tested(
+        metrics,
+        probabilities,
+        every_label,
+        every_index.numpy(),
+        display_names(images),
+        images.path,
+        loader.preview,
+    )
 
 
-def log_probabilities(network: nn.Module, images: Tensor) -> Tensor:
+def log_probabilities(network: nn.Module, images: Tensor, mirrored: bool = False) -> Tensor:
     """Return (N, K).
 
-    images: (N, 3, S, S), or (N, 5, 3, S, S): the mean over these five and their mirror images then.
+    images: (N, 3, S, S); mirrored: the mean over them and their mirror images. (N, 5, 3, S, S): the
+    mean over these five and their mirror images.
     """
-    if images.dim() == 4:
+    if images.dim() == 4 and not mirrored:
         return network(images).float().log_softmax(1)
-    crops = [view for part in images.unbind(1) for view in (part, part.flip(3))]
-    log_probs = torch.stack([network(crop).float().log_softmax(1) for crop in crops])  # (10, N, K)
+    parts = images.unbind(1) if images.dim() == 5 else (images,)
+    views = [view for part in parts for view in (part, part.flip(3))]
+    log_probs = torch.stack([network(view).float().log_softmax(1) for view in views])  # (V, N, K)
 
     # In logarithms, where no small probability becomes 0.
-    return log_probs.logsumexp(0) - math.log(len(crops))
+    return log_probs.logsumexp(0) - math.log(len(views))
 
 
 if __name__ == "__main__":

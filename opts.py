@@ -42,6 +42,7 @@ from base.text import printable
 from datasets import DATASETS, Source
 from models import NETWORKS, OURS
 from training.schedule import KINDS
+from training.stopping import Stopping
 
 DATA = "data"
 NET = "network"
@@ -231,6 +232,7 @@ class Options:
     tenCrop: bool = option(
         False, DATA, "test on the mean of four corners, centre and their mirror images"
     )
+    flipTest: bool = option(False, DATA, "test on the mean of each image and its mirror image")
     synthetic: str = option(
         "512:10:256", DATA, "synthetic images: how many, classes, pixels a side"
     )
@@ -255,8 +257,29 @@ class Options:
         False, NET, "recompute activations in the backward pass, to save memory"
     )
 
-    nEpochs: int = option(None, TRAIN, "epochs", low=1, shown=BY_SET)
-    batchSize: int = option(128, TRAIN, "images an optimizer step, over all GPUs together", low=1)
+    nEpochs: int = option(
+        None, TRAIN, "epochs", low=1, shown=f"{BY_SET}; for files by their number"
+    )
+    patience: str | None = option(
+        None,
+        TRAIN,
+        "end after so many epochs without a better test top-1, `10`, or test loss, `loss:10`",
+        shown="train all epochs",
+    )
+    hours: float | None = option(
+        None,
+        TRAIN,
+        "end before the epoch that would go beyond so many hours of training",
+        low=0,
+        shown="no limit",
+    )
+    batchSize: int = option(
+        None,
+        TRAIN,
+        "images an optimizer step, over all GPUs together",
+        low=1,
+        shown="128; 16 to 64 for fewer than 6,400 files",
+    )
     LR: float | None = option(
         None, TRAIN, "learning rate, the highest one", low=0, shown="the network's; 0.001 for adamw"
     )
@@ -276,7 +299,7 @@ class Options:
         TRAIN,
         "learning rate over the run",
         choices=KINDS,
-        shown="the network's regime; constant where --LR is given",
+        shown="onecycle; for ilsvrc2012 the network's regime; constant where --LR is given",
     )
     warmup: float = option(0.0, TRAIN, "epochs of linear learning rate warm-up", low=0)
     labelSmoothing: float = option(0.0, TRAIN, "label smoothing, 0 to 1", low=0)
@@ -310,7 +333,7 @@ class Options:
     precision: str = option(
         "auto",
         MACHINE,
-        "auto (bf16 where a GPU has it, else fp32), fp32 (without TF32), bf16, fp16",
+        "auto (bf16 where the GPU or CPU has it, else fp32), fp32 (without TF32), bf16, fp16",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: bool = option(False, MACHINE, "compile the network (needs a C++ compiler)")
@@ -349,7 +372,16 @@ class Options:
         choices=("full", "none"),
     )
     histograms: bool = option(False, RUN, "histograms of all weights in TensorBoard")
+    hook: str | None = option(
+        None,
+        RUN,
+        "call `module:function` with the record of each epoch and the run's options",
+        shown="none",
+    )
     test: bool = option(False, RUN, "only evaluate the given weights, then exit")
+    findLR: bool = option(
+        False, RUN, "try rising learning rates for less than a minute, suggest one, then exit"
+    )
     continue_: bool = option(
         False, RUN, "resume from the newest checkpoint; start where there is none"
     )
@@ -363,6 +395,7 @@ class Options:
     save_interval: Every = dataclasses.field(default=Every(None, 10.0), repr=False)
     synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256), repr=False)
     columns: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    stopping: Stopping = dataclasses.field(default=Stopping(), repr=False)
 
     @property
     def source(self) -> Source:
@@ -414,16 +447,21 @@ FOLDERS = ("folder", "ilsvrc2012")
 FILES = (*(name for name, source in DATASETS.items() if source.own), "ilsvrc2012")
 COLUMNED, ELSEWHERE = ("table", "shards", "parquet"), ("shards", "parquet")
 # They say what to do with a run, not what it is.
-UNRECORDED = {"continue_", "overwrite"}
+UNRECORDED = {"continue_", "overwrite", "findLR"}
 
 # Neither the weights nor the metrics depend on these: a run may resume with others and stays exact.
 FREE = {
     *("storage", "nThreads", "startMethod", "timeout"),
-    *("cacheDir", "cacheGB", "decodedDir"),
+    *("cacheDir", "cacheGB", "decodedDir", "patience", "hours", "hook"),
     *("expDir", "expID", "snapshot", "saveEvery", "keep", "verbose", "logger", "histograms"),
     *UNRECORDED,
 }
 
+
+# Defaults of batch and epochs for image files by their number: see docs/training.md.
+MOST_BATCH, LEAST_BATCH, LEAST_SHARE = 128, 16, 8
+STEPS_AN_EPOCH, STEPS_A_RUN = 50, 2000
+MOST_EPOCHS, LEAST_EPOCHS = 60, 20
 
 # What launchers tell a rank.
 LAUNCHED = (
@@ -541,6 +579,9 @@ def _resumed(given: Values, parser: Parser) -> Options:
         if name not in UNRECORDED and _settled(name, before) != _settled(name, value):
             options.changed[name] = (before, value)
         setattr(options, name, value)
+    # Runs of before wrote down no schedule that they were not given.
+    if "schedule" not in given and options.schedule is None:
+        options.schedule = "regime" if stored.get("LR") is None else "constant"
     # The run lies where it was found, whatever it was called when it began.
     options.expDir = str(path.parents[2])
 
@@ -583,6 +624,11 @@ def _wrong_texts(options: Options) -> Iterator[str]:
     except ValueError as error:
         yield f"argument --saveEvery: {error}"
 
+    try:
+        options.stopping = Stopping.parse(options.patience, options.hours)
+    except ValueError as error:
+        yield f"argument --patience: {error}"
+
     parts = options.synthetic.split(":")
     if len(parts) != 3 or not all(is_whole(part) and int(part) > 0 for part in parts):
         form = "IMAGES:CLASSES:PIXELS, for example 512:10:256"
@@ -623,8 +669,12 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
     """Yield options that exclude or need each other."""
     if options.test and (options.continue_ or not (options.retrain or options.pretrained)):
         yield "--test needs the weights to test: --retrain FILE or --pretrained, and no --continue"
+    if options.findLR and (options.test or options.continue_):
+        yield "--findLR begins a run of its own: leave out --test and --continue"
     if options.continue_ and options.overwrite:
         yield "--continue keeps the run, --overwrite removes it: leave one of them out"
+    if options.flipTest and options.tenCrop:
+        yield "--tenCrop has the mirror images of all its crops: leave out --flipTest"
     if options.pretrained and options.retrain:
         yield "--pretrained and --retrain exclude each other: name one source of weights"
     yield from _wrong_sources(options)
@@ -677,7 +727,7 @@ def _wrong_with_ranks(options: Options) -> Iterator[str]:
     if ranks > 1 and options.badImages == "skip":
         way = "find the bad images first, with `python prepare.py check`"
         yield f"--badImages skip is for one process: {way}"
-    if options.batchSize < ranks:
+    if options.batchSize is not None and options.batchSize < ranks:
         few = f"is over all ranks together and there are {ranks}"
         yield f"--batchSize {options.batchSize} {few}: raise it"
 
@@ -693,13 +743,43 @@ def _settle(options: Options) -> None:
         options.classes = os.path.abspath(os.path.expanduser(options.classes))
     options.imageSize = options.imageSize or max(source.imageSize, options.cropSize or 0)
     options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
-    options.nEpochs = options.nEpochs or source.nEpochs
+    if options.schedule is None:
+        options.schedule = "constant"
+        if options.LR is None:
+            options.schedule = "regime" if options.dataset == "ilsvrc2012" else "onecycle"
+    # The number of images decides, which is not known yet.
+    if not source.own or options.test:
+        options.nEpochs = options.nEpochs or source.nEpochs
+        options.batchSize = options.batchSize or MOST_BATCH
     options.expID = options.expID or options.netType
     if options.augment is None:
         options.augment = source.augment
     if options.test:
         # A test has a folder of its own, which the next test may take.
         options.expID, options.overwrite = f"{options.expID}-test", True
+    if options.findLR:
+        options.expID, options.overwrite = f"{options.expID}-findLR", True
+
+
+def settle_by_images(options: Options, count: int) -> list[str]:
+    """Fill in batch and epochs by the training images an epoch has; return what was chosen.
+
+    Raises Refused.
+    """
+    chosen: list[str] = []
+    if options.batchSize is None:
+        # The largest power of two that leaves an epoch its steps.
+        wanted = max(1, count // STEPS_AN_EPOCH)
+        options.batchSize = min(MOST_BATCH, max(LEAST_BATCH, 1 << (wanted.bit_length() - 1)))
+        options.batchSize = max(options.batchSize, LEAST_SHARE * options.ranks * options.gpus)
+        chosen.append("batch")
+    if options.nEpochs is None:
+        images = STEPS_A_RUN * options.batchSize
+        options.nEpochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(images / max(1, count))))
+        chosen.append("epochs")
+    for message in unfitting(options):
+        raise Refused(message)
+    return chosen
 
 
 def _settle_decoded(options: Options) -> Iterator[str]:
@@ -729,7 +809,7 @@ def unfitting(options: Options) -> Iterator[str]:
         yield f"argument --augment: {error}"
 
     yield from _settle_decoded(options)
-    if options.warmup >= options.nEpochs:
+    if options.nEpochs is not None and options.warmup >= options.nEpochs:
         yield f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it"
 
     crop = options.cropSize

@@ -9,16 +9,14 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from base import process
-from base.arguments import LIMIT_WAYS, Parser, add_limit_options, is_address, path_of
+from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
 
-BATCH = 32
-# Images on a sheet.
-SHEET = 48
+# Images on a sheet, and on one of explanations.
+SHEET, EXPLAINED = 48, 12
 
 
 def build_parser() -> Parser:
@@ -39,6 +37,23 @@ def build_parser() -> Parser:
     about = f"draw the first {SHEET} images with their names to this PNG"
     parser.add_argument("--sheet", type=path_of, help=about)
     about = (
+        "compare with the labels: write the images taken for another class to this CSV, the "
+        "least probable label first; IMAGES is then a folder of class folders or parts, a table, "
+        "shards or Parquet files, and --sheet draws these images"
+    )
+    parser.add_argument("--mistakes", type=path_of, help=about)
+    about = "write paths and features, what the last layer gets, (N, F) float32, to this .npz file"
+    parser.add_argument("--embed", type=path_of, help=about)
+    about = (
+        "list the images most like this one, by the cosine of their features; --sheet draws them"
+    )
+    parser.add_argument("--similar", type=path_of, help=about)
+    parser.add_argument("-k", type=int, default=9, help="with --similar: images (default: 9)")
+    about = f"draw where the network looked (Grad-CAM) in the first {EXPLAINED} images to this PNG"
+    parser.add_argument("--explain", type=path_of, help=about)
+    about = "take the mean of each image and its mirror image"
+    parser.add_argument("--flipTest", action="store_true", help=about)
+    about = (
         "turn photographs as their EXIF orientation says: apply, or ignore (default: the weights')"
     )
     parser.add_argument("--exif", choices=("ignore", "apply"), help=about)
@@ -57,149 +72,104 @@ from torch import Tensor
 
 import model
 from base.errors import Refused, clear_errors, with_way_out
-from base.files import refuse_target, write_rows
+from base.files import refuse_target
 from base.text import printable
-from datasets import folder, listing, parquet, shards, zipped
-from datasets.braces import expand
+from datasets import folder, given
+from datasets.given import BATCH
 from datasets.images import FileImages, Limits
-from datasets.parts import unlabelled
-from datasets.remote import holds
 from loading.plan import Plan
-from loading.workers import Reader, Task
+from loading.workers import Decoded, Reader, Task
+from models import explain
+from report import predictions
+from report.predictions import Prediction
 from transforms import Pipeline
-
-
-class Prediction(NamedTuple):
-    """What became of one image.
-
-    ranking: class names and probabilities, the most probable first, empty for an image that cannot
-    be read; image: (3, S, S) uint8, what the network saw; reason: why it cannot be read.
-    """
-
-    path: str
-    ranking: list[tuple[str, float]]
-    image: Tensor | None
-    reason: str
-
-
-def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
-    """Yield the images to predict, argument by argument: files, folders, what holds many, and for
-    `-` the paths on standard input.
-    """
-    # Whoever names a file means what it links to.
-    named = Limits(limits.bytes, limits.pixels, links=True)
-    for argument in arguments:
-        path = os.path.expanduser(argument)
-        if containers := _containers(path):
-            for container in containers:
-                yield _in_container(container, limits)
-            continue
-        if zipped.is_folder(path):
-            yield _in_folder(path, limits)
-            continue
-        paths = _listed_paths() if argument == "-" else iter([path])
-        while batch := list(itertools.islice(paths, BATCH)):
-            yield _unlabelled(batch, "", named)
-
-
-def _listed_paths() -> Iterator[str]:
-    """Yield the paths on standard input, of lists made on any system."""
-    for line in sys.stdin or ():
-        path = line.rstrip("\r\n").removeprefix("\ufeff")
-        if path.strip():
-            yield os.path.expanduser(path)
-
-
-def _in_folder(path: str, limits: Limits) -> FileImages:
-    """Return all images below a folder. Raises Refused where there are none."""
-    root = path.rstrip("/") or "/"
-    scan = listing.Scan()
-    names = sorted(folder.image_files(root, ".", scan=scan))
-    left_out = listing.told(scan.left_out)
-    if not names:
-        raise Refused(f"{root} has no image ({', '.join(folder.ENDINGS)}){left_out}")
-    if left_out:
-        print(f"{printable(root)}{left_out}", file=sys.stderr)
-    images = _unlabelled([name.removeprefix("./") for name in names], root, limits)
-    archive = zipped.zip_of(root)
-    if archive is not None:
-        images.packed = zipped.Zip(archive[0])
-        images.rows = images.packed.rows_of(archive[1], images.names)
-    return images
-
-
-def _containers(path: str) -> list[str]:
-    """Return the tar or Parquet files that a path, a pattern or an address names, or of which a
-    folder is full; none for anything else. Raises Refused.
-    """
-    for ending in (".tar", ".parquet"):
-        if is_address(path) and holds(path, ending):
-            return shards.find(path, ending, None)[1]
-        if os.path.isdir(path):
-            files = [file for file in shards.files_below(path) if file.lower().endswith(ending)]
-            if files and not folder.has_images(path):
-                return sorted(files)
-        elif path.lower().endswith(ending):
-            return expand(path)
-    return []
-
-
-def _in_container(path: str, limits: Limits) -> FileImages:
-    """Return all images in a tar or Parquet file, whatever its name and their labels.
-
-    Raises Refused.
-    """
-    kind = shards.KIND if path.lower().endswith(".tar") else parquet.KIND
-    images = unlabelled(path, kind)
-    images.limits = limits
-    return images
-
-
-def _unlabelled(names: list[str], where: str, limits: Limits) -> FileImages:
-    return FileImages(names, np.zeros(len(names), np.int64), [""], where, limits)
 
 
 @torch.inference_mode()
 def predict(
-    network: model.Network, images: FileImages, top: int, exif: str | None = None
+    network: model.Network,
+    images: FileImages,
+    top: int,
+    exif: str | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order, with its `top` most probable classes.
 
-    exif: "apply" or "ignore" its orientation; None: as the weights were trained.
+    exif: "apply" or "ignore" its orientation; None: as the weights were trained. mirrored: the mean
+    over each image and its mirror image.
     """
+    names = network.spec.display_names or network.spec.classes
+    for pixels, indices, bad in _read(network, images, exif):
+        found: dict[int, Prediction] = {}
+        if len(pixels):
+            scores, own = _scores(network, pixels, mirrored=mirrored)
+            for index, row, features in zip(indices.tolist(), scores, own, strict=True):
+                values, labels = row.topk(min(top, len(names)))
+                ranking = [
+                    (names[label], value)
+                    for label, value in zip(labels.tolist(), values.tolist(), strict=True)
+                ]
+                path = images.path(index)
+                found[index] = Prediction(path, ranking, "", images, index, row, features)
+        for image in bad:
+            reason = with_way_out(image.reason, image.limit, LIMIT_WAYS)
+            found[image.index] = Prediction(image.path, [], reason, images, image.index)
+        # In the order in which they were named, bad ones among the others.
+        yield from (found[index] for index in sorted(found))
+
+
+def _read(network: model.Network, images: FileImages, exif: str | None) -> Iterator[Decoded]:
+    """Yield batches of pixels as the network sees them."""
     spec = network.spec
     images.turn = (exif or spec.exif) == "apply"
     pipeline = Pipeline([], spec.image_size, spec.crop_size, interpolation=spec.interpolation)
     plan = Plan(len(images), BATCH)
     reader = Reader(images, pipeline, plan, finishes=False)
-    names = spec.display_names or spec.classes
-
-    for batch_index in range(len(plan)):
-        pixels, indices, bad = reader[Task(0, batch_index)]
-        scores = network(pixels).softmax(1) if len(pixels) else pixels
-        found = {
-            index: Prediction(images.path(index), _ranking(row, names, top), image, "")
-            for index, row, image in zip(indices.tolist(), scores, pixels, strict=True)
-        }
-        for image in bad:
-            reason = with_way_out(image.reason, image.limit, LIMIT_WAYS)
-            found[image.index] = Prediction(image.path, [], None, reason)
-        # In the order in which they were named, bad ones among the others.
-        yield from (found[index] for index in sorted(found))
+    return (reader[Task(0, batch_index)] for batch_index in range(len(plan)))
 
 
-def _ranking(scores: Tensor, names: tuple[str, ...], top: int) -> list[tuple[str, float]]:
-    values, labels = scores.topk(min(top, len(names)))
-    return [(names[k], v) for v, k in zip(values.tolist(), labels.tolist(), strict=True)]
+def _scores(network: model.Network, pixels: Tensor, *, mirrored: bool) -> tuple[Tensor, Tensor]:
+    """Return probabilities, (N, K), and features, (N, F)."""
+    last = model.weight_layers(network)[-1]
+    own, logits = explain.features(network, last, pixels)
+    scores = logits.softmax(1)
+    if mirrored:
+        other, logits = explain.features(network, last, pixels.flip(3))
+        own, scores = (own + other) / 2, (scores + logits.softmax(1)) / 2
+    return scores, own
+
+
+def pixels_of(network: model.Network, found: Sequence[Prediction], exif: str | None) -> Tensor:
+    """Return what the network saw of images, (n, 3, S, S) uint8."""
+    read = [
+        pixels
+        for prediction in found
+        for pixels, _, _ in _read(
+            network, prediction.source.chosen(np.array([prediction.index])), exif
+        )
+    ]
+    return torch.cat(read)
+
+
+def _targets(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the files to write, by their options."""
+    names = "csv", "sheet", "mistakes", "embed", "explain"
+    return {f"--{name}": path for name in names if (path := getattr(arguments, name))}
 
 
 def _refuse_targets(arguments: argparse.Namespace) -> None:
     """Raise Refused where a file to write is one that is read, or cannot be written."""
-    targets = [path for path in (arguments.csv, arguments.sheet) if path]
-    if len(targets) == 2 and os.path.realpath(targets[0]) == os.path.realpath(targets[1]):
-        raise Refused(f"--csv and --sheet both name {targets[0]}: name two files")
-    for path in targets:
-        refuse_target(path, arguments.file)
+    targets = _targets(arguments)
+    places: dict[str, str] = {}
+    for name, path in targets.items():
+        other = places.setdefault(os.path.realpath(path), name)
+        if other != name:
+            raise Refused(f"{other} and {name} both name {path}: name two files")
+    for path in targets.values():
+        for read in (arguments.file, arguments.similar):
+            if read:
+                refuse_target(path, read)
         for named in map(os.path.expanduser, arguments.images):
             is_image = path.lower().endswith(folder.ENDINGS) and os.path.exists(path)
             if not os.path.isdir(named):
@@ -208,64 +178,110 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
                 raise Refused(f"{path} is an image that is read: name another to write")
 
 
-def draw_sheet(predictions: list[Prediction], path: Path) -> None:
-    """Draw images with their most probable class."""
-    from report import pictures
-
-    images, titles = [], []
-
-    for prediction in predictions:
-        if prediction.image is not None:
-            images.append(prediction.image.permute(1, 2, 0).numpy())
-            name, score = prediction.ranking[0]
-            file, shown = pictures.shortened(Path(prediction.path).name), pictures.shortened(name)
-            titles.append(f"{file}\n{100 * score:.1f} % {shown}")
-    if images:
-        pictures.sheet(np.stack(images), titles, path, named=True)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.top < 1:
-        parser.error("argument --top: at least 1")
-    megabytes, megapixels = arguments.maxMegabytes, arguments.maxMegapixels
-    limits = Limits(megabytes << 20, megapixels * 10**6, arguments.followLinks)
-
-    needs_output = not (arguments.csv or arguments.sheet)
+    for name, option in (("top", "--top"), ("k", "-k")):
+        if getattr(arguments, name) < 1:
+            parser.error(f"argument {option}: at least 1")
+    if arguments.mistakes and (len(arguments.images) > 1 or arguments.images == ["-"]):
+        parser.error("--mistakes takes one folder, table or container of labelled images")
+    if arguments.mistakes and arguments.similar:
+        parser.error("--mistakes and --similar each have a sheet of their own: give one of them")
 
     with clear_errors(LIMIT_WAYS):
         _refuse_targets(arguments)
         network = model.load(arguments.file)
-        rows: list[list[object]] = []
-        shown: list[Prediction] = []
-        failed = False
-        every = sources(arguments.images, limits)
-        for found in itertools.chain.from_iterable(
-            predict(network, i, arguments.top, arguments.exif) for i in every
-        ):
-            # `| head` has read enough.
-            if needs_output and process.is_lost():
-                break
-            path = printable(found.path)
-            if not found.ranking:
-                failed = True
-                print(f"{path}: {printable(found.reason)}", file=sys.stderr)
-                continue
-            ranking = [(printable(name), score) for name, score in found.ranking]
-            print(f"{path}: " + ", ".join(f"{name} {score:.2%}" for name, score in ranking))
-            rows += [[path, rank, *pair] for rank, pair in enumerate(ranking, 1)]
-            if arguments.sheet and len(shown) < SHEET:
-                shown.append(found)
-
-        if arguments.csv:
-            write_rows(arguments.csv, ["path", "rank", "class", "probability"], rows, named=True)
-        if arguments.sheet:
-            draw_sheet(shown, Path(arguments.sheet))
-        if needs_output:
-            process.refuse_lost()
-
+        failed = run(network, arguments)
     sys.exit(1 if failed else 0)
+
+
+def run(network: model.Network, arguments: argparse.Namespace) -> bool:
+    """Predict, print and write what is asked for; return True where an image cannot be read."""
+    megabytes, megapixels = arguments.maxMegabytes, arguments.maxMegapixels
+    limits = Limits(megabytes << 20, megapixels * 10**6, arguments.followLinks)
+    settings = arguments.top, arguments.exif
+    mirrored = arguments.flipTest
+
+    wanted = None
+    if arguments.similar:
+        source = next(given.sources([arguments.similar], limits))
+        wanted = next(predict(network, source, *settings, mirrored=mirrored))
+        if wanted.reason:
+            raise Refused(f"{wanted.path}: {wanted.reason}")
+    every: Iterable[FileImages] = given.sources(arguments.images, limits)
+    if arguments.mistakes:
+        every = [given.labelled(arguments.images[0], list(network.spec.classes), limits)]
+
+    needs_output, failed = not _targets(arguments), False
+    found: list[Prediction] = []
+    for prediction in itertools.chain.from_iterable(
+        predict(network, images, *settings, mirrored=mirrored) for images in every
+    ):
+        # `| head` has read enough.
+        if needs_output and process.is_lost():
+            break
+        path = printable(prediction.path)
+        if prediction.reason:
+            failed = True
+            print(f"{path}: {printable(prediction.reason)}", file=sys.stderr)
+            continue
+        # What compares all images says so in the end.
+        if not (arguments.mistakes or arguments.similar):
+            ranking = [f"{printable(name)} {score:.2%}" for name, score in prediction.ranking]
+            print(f"{path}: {', '.join(ranking)}")
+        found.append(prediction)
+
+    if found:
+        _write(network, arguments, found, wanted)
+    if needs_output:
+        process.refuse_lost()
+    return failed
+
+
+def _write(
+    network: model.Network,
+    arguments: argparse.Namespace,
+    found: list[Prediction],
+    wanted: Prediction | None,
+) -> None:
+    """Write the files that are asked for, and what is said of all images."""
+    shown, titles = found[:SHEET], None
+    if arguments.csv:
+        predictions.write_rankings(found, arguments.csv)
+    if arguments.embed:
+        count, width = predictions.write_features(found, arguments.embed)
+        print(f"{count} x {width} features: {arguments.embed}")
+    if arguments.mistakes:
+        names = network.spec.display_names or network.spec.classes
+        mistakes = predictions.Mistakes(found, names)
+        count = mistakes.write(arguments.mistakes)
+        print(f"{count} of {len(found)} images are taken for another class: {arguments.mistakes}")
+        shown, titles = mistakes.first(SHEET)
+    if wanted is not None:
+        close = predictions.nearest(wanted, found, arguments.k)
+        for cosine, prediction in close:
+            print(f"{cosine:.4f} {printable(prediction.path)}")
+        shown = [wanted, *(prediction for _, prediction in close)]
+        marks = ["this one", *(f"{cosine:.4f}" for cosine, _ in close)]
+        titles = predictions.titles_of(shown, marks)
+    if arguments.sheet and shown:
+        images = pixels_of(network, shown, arguments.exif)
+        predictions.draw(images, titles or predictions.titles_of(shown), arguments.sheet)
+    if arguments.explain:
+        _explain(network, found[:EXPLAINED], arguments)
+
+
+def _explain(
+    network: model.Network, shown: list[Prediction], arguments: argparse.Namespace
+) -> None:
+    """Draw where the network looked. Raises Refused where it has no positions."""
+    images = pixels_of(network, shown, arguments.exif)
+    try:
+        maps = explain.heatmaps(network, images)
+    except ValueError as error:
+        raise Refused(f"--explain: {network.spec.net_type}: {error}") from None
+    predictions.draw(images, predictions.titles_of(shown), arguments.explain, maps)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ class Pipeline:
 
     steps: from `augmentation.parse`; sizes in pixels; seed: of the run.
 
-    ten: give the four corners and the centre of each image, (N, 5, ...), for ten-crop testing.
+    ten: give the four corners and the centre of each image, (N, 5, ...), for ten-crop testing;
+    mirrored: in testing, each image and its mirror image count.
+
     Raises ValueError where a scale is less than the crop.
     """
 
@@ -111,11 +113,12 @@ class Pipeline:
         seed: int = 0,
         interpolation: str = "bilinear",
         ten: bool = False,
+        mirrored: bool = False,
     ) -> None:
         self.image_size, self.crop_size = image_size, crop_size
         self.seed = seed
         self.interpolation = interpolation
-        self.ten = ten
+        self.ten, self.mirrored = ten, mirrored
         self.all_steps = steps
         self.window_steps = {step.name: step.values for step in steps if step.entry.stage == WINDOW}
         self.steps = [step for step in steps if WINDOW < step.entry.stage < MIX]

@@ -19,6 +19,9 @@ from base.randomness import key
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 
+# Of torch.cpu.get_capabilities: arithmetic in bf16, on x86 and on Arm. AMX comes with the first.
+BF16_FEATURES = ("avx512_bf16", "bf16")
+
 
 def load_ours(name: str) -> ModuleType:
     """Load a file of this folder by its path: `statistics` is the standard library's too."""
@@ -29,6 +32,16 @@ def load_ours(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def has_bf16(device: torch.device) -> bool:
+    """True where the device multiplies in bf16 itself, not by way of float32. Nothing is tried."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if hasattr(torch.cpu, "get_capabilities"):
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in BF16_FEATURES)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 class AsyncCopy:

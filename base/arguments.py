@@ -5,6 +5,8 @@ import dataclasses
 import difflib
 import os
 import re
+import signal
+import time
 import types
 import typing
 import unicodedata
@@ -69,12 +71,20 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+# Seconds after which a rank that says nothing ends by itself.
+WAIT_FOR_FIRST = 10.0
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
         # Under torchrun every rank has the same to say.
         speaks = os.environ.get("RANK", "0") in ("", "0")
+        if not speaks:
+            # torchrun ends all ranks with the first that ends: that must be the one that speaks.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(WAIT_FOR_FIRST)
         self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks else None)
 
 

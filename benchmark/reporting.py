@@ -106,7 +106,7 @@ def tested_images(classes: int) -> Tested:
     def preview(indices: np.ndarray) -> torch.Tensor:
         return torch.zeros(len(indices), 3, 32, 32, dtype=torch.uint8)
 
-    return Tested(metrics, scores, labels, np.arange(count), names, preview)
+    return Tested(metrics, scores, labels, np.arange(count), names, str, preview)
 
 
 def record_of(epoch: int, step: int, tested: TestMetrics) -> EpochRecord:

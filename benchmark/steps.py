@@ -2,10 +2,11 @@
 limit; a peer beside it.
 
 Every part of main.py's loop is in: loading, augmentation, loss, checked update, sums. The peer is
-the loop of torchvision's reference recipe on the same network, batch and precision: its transforms
-and float32 normalisation on the host, its loss and accuracies read every step. bare is the
-network's forward, backward and update alone, on one batch that lies on the device. Without
---data_dir the images are synthetic arrays; --dataset mnist takes the digits.
+the loop of torchvision's reference recipe on the same network and batch: its transforms and float32
+normalisation on the host, its loss and accuracies read every step; on a GPU in the same precision,
+on a CPU in float32, where that recipe has no other. fp32 is ours without bf16, where that is what
+it takes. bare is the network's forward, backward and update alone, on one batch that lies on the
+device. Without --data_dir the images are synthetic arrays; --dataset mnist takes the digits.
 """
 
 import argparse
@@ -194,7 +195,9 @@ class Theirs:
             pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork" if arguments.nThreads else None,
         )
-        self.precision = configs.choose_precision(arguments.precision, self.device)
+        # The recipe's --amp is CUDA's.
+        wanted = arguments.precision if self.device.type == "cuda" else "fp32"
+        self.precision = precision_of(wanted, self.device)
         self.network = model.create(name, classes, sizes[1]).body.to(self.device).train()
         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.001, 0.9, weight_decay=5e-4)
 
@@ -219,6 +222,13 @@ class Theirs:
                 loss.item() + best[:, 0].float().mean().item() + best.float().sum(1).mean().item()
             )
         return [(time.perf_counter() - started) / len(self.loader)]
+
+
+def precision_of(name: str, device: torch.device) -> torch.dtype | None:
+    """Return autocast's type as a new run takes it, None for float32 throughout."""
+    if name == "auto":
+        name = "bf16" if utils.has_bf16(device) else "fp32"
+    return configs.PRECISIONS[name]
 
 
 def matmul_rate(device: torch.device, kind: torch.dtype | None) -> float:
@@ -296,11 +306,13 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def options_of(arguments: argparse.Namespace, name: str, folder: str) -> opts.Options:
+def options_of(
+    arguments: argparse.Namespace, name: str, folder: str, precision: str
+) -> opts.Options:
     """Return main.py's options for this benchmark. folder: for the run."""
     limit = arguments.batchSize * arguments.steps
     words = ["--netType", name, "--batchSize", arguments.batchSize, "--precision"]
-    words += [arguments.precision, "--nThreads", arguments.nThreads, "--expDir", folder]
+    words += [precision, "--nThreads", arguments.nThreads, "--expDir", folder]
     words += ["--limit", limit, "--saveEvery", 1 << 40, "--logger", "none", "--LR", 0.001]
     words += ["--overwrite", *(["--compile"] if arguments.compile else [])]
     words += ["--GPU", "-1"] if arguments.cpu or not torch.cuda.is_available() else []
@@ -338,9 +350,12 @@ def peer_folder(arguments: argparse.Namespace) -> str | None:
 def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Measure one network: print its table and return its figures."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        options = options_of(arguments, name, folder)
+        options = options_of(arguments, name, folder, arguments.precision)
         ours = Ours(options, stack)
         ways: dict[str, Callable[[], list[float]]] = {"ours": ours.train, "bare": ours.bare}
+        if ours.run.step.precision is not None:
+            beside = options_of(arguments, name, f"{folder}/fp32", "fp32")
+            ways["fp32"] = Ours(beside, stack).train
         root = peer_folder(arguments)
         if arguments.peer and root is not None:
             sizes = options.imageSize, options.cropSize

@@ -22,7 +22,8 @@ class Source:
     nEpochs: int
     augment: str
     about: str
-    # Image files of the user's own: --valShare can split them, and what was found is kept.
+    # Image files of the user's own: --valShare can split them, what was found is kept, and the
+    # number of images decides the batch and the epochs.
     own: bool = False
 
 

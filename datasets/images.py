@@ -48,6 +48,10 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def path(self, index: int) -> str:
+        """Return what tables call the image: its place among those of its part, from 0."""
+        return f"image {index}"
+
 
 class Names(Sequence[str]):
     """File names as one byte string and offsets.

@@ -1,6 +1,7 @@
 """What a run says and writes as text: console, log.jsonl, each step's loss."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.files import is_special, read_text, whole_file, write_json
+from base.files import is_special, read_text, whole_file, write_json, write_rows
 from base.text import printable
 from report.record import EpochRecord, TestMetrics
 
@@ -113,6 +114,11 @@ class Console:
     def _write_log(self, history: list[EpochRecord]) -> None:
         with whole_file(self.folder / "log.jsonl") as file:
             file.writelines(json.dumps(record.to_json()) + "\n" for record in history)
+        # The same as a table, for whoever opens it in a spreadsheet.
+        names = [field.name for field in dataclasses.fields(EpochRecord)]
+        rows = [[record.to_json().get(name) for name in names] for record in history]
+        cells = [["" if value is None else str(value) for value in row] for row in rows]
+        write_rows(self.folder / "log.csv", names, cells)
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -6,11 +6,13 @@ The colours are Okabe and Ito's (jfly.uni-koeln.de/color), which the colour-blin
 differ in their marks too. Names from outside are drawn as they are, escaped, never as formulas.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from base.files import whole_file
 from base.text import printable
 from report.record import EpochRecord
+from training.lr_range import RangeTest
 
 BLUE = "#0072B2"
 ORANGE = "#E69F00"
@@ -83,25 +86,58 @@ def curves(history: Sequence[EpochRecord], path: Path) -> None:
     save(figure, path)
 
 
-def comparison(
-    runs: Mapping[str, Sequence[EpochRecord]], path: Path, *, named: bool = False
-) -> None:
-    """Draw the test top-1 and the training loss of several runs by epoch."""
-    figure = Figure(figsize=(12, 4.4), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+def lr_range(found: RangeTest, path: Path) -> None:
+    """Draw the loss over the learning rate of a range test, with the rate that it suggests."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(found.rates, found.losses, color=SKY, linewidth=0.8, label="of each step")
+    axes.plot(found.rates, found.smoothed, color=BLUE, label="smoothed")
+    if found.suggestion is not None:
+        axes.axvline(found.suggestion, color=RED, label=f"suggested: {found.suggestion:g}")
+    axes.set_xscale("log")
+    # Where it diverges would flatten all that is before.
+    axes.set_ylim(0, 1.5 * max(found.smoothed[:10]))
+    axes.set_title("learning-rate range test")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.legend()
+    axes.grid(color="0.9")
+    save(figure, path)
 
-    for axes, key, title in (
-        (accuracy, "test_top1", "test top-1, %"),
-        (loss, "train_loss", "training loss"),
+
+def comparison(
+    runs: Mapping[str, Sequence[EpochRecord]],
+    path: Path,
+    *,
+    by: str = "epoch",
+    named: bool = False,
+) -> None:
+    """Draw the test top-1, the training loss and the learning rate of several runs.
+
+    by: epoch, step, or seconds of training and testing.
+    """
+    figure = Figure(figsize=(16, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+
+    for axes, key, title in zip(
+        panels,
+        ("test_top1", "train_loss", "lr"),
+        ("test top-1, %", "training loss", "learning rate at the end of an epoch"),
+        strict=True,
     ):
         for number, (name, history) in enumerate(runs.items()):
             style: Style = {"color": COLOURS[number % len(COLOURS)], "markersize": 3}
             style |= {"marker": MARKS[number // len(COLOURS) % len(MARKS)]}
-            epochs = [record.epoch for record in history]
-            axes.plot(epochs, _column(history, key), label=shortened(name, 40), **style)
+            places = _column(history, by)
+            places = np.cumsum(places).tolist() if by == "seconds" else places
+            axes.plot(places, _column(history, key), label=shortened(name, 40), **style)
         axes.set_title(title)
-        _count_epochs(axes)
-    for text in accuracy.legend(fontsize=8).get_texts():
+        axes.grid(color="0.9")
+        axes.set_xlabel(by)
+        if by == "epoch":
+            _count_epochs(axes)
+    panels[2].set_yscale("symlog", linthresh=1e-5)
+    for text in panels[0].legend(fontsize=8).get_texts():
         text.set_parse_math(False)
     save(figure, path, named=named)
 
@@ -199,6 +235,42 @@ def _list_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
             axes.text(0, 1 - line / PAIRS, text, **style)
 
 
+def overlaid(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Return images under the colours of their maps, (N, S, S, 3) uint8.
+
+    images: (N, S, S, 3) uint8; maps: (N, S, S) in [0, 1]. Where nothing speaks for the class the
+    image is dark and grey, so that the colours are not taken for its own.
+    """
+    grey = images.mean(3, keepdims=True) * 0.6
+    colours = matplotlib.colormaps["inferno"](maps)[..., :3] * 255
+    share = 0.6 * maps[..., None]
+    return ((1 - share) * grey + share * colours).round().astype(np.uint8)
+
+
+def shortened_path(path: str, most: int = 24) -> str:
+    """Return a file's name, cut in its middle: its beginning and its end tell it from others."""
+    text = printable(os.path.basename(path))
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
+
+
+def mistake_titles(
+    paths: Sequence[str],
+    classes: Sequence[str],
+    labels: Sequence[int],
+    scores: Sequence[float],
+    predicted: Sequence[int],
+) -> list[str]:
+    """Return three lines an image: its file, its class, and what it was taken for, how surely."""
+    names = [shortened(name) for name in classes]
+    return [
+        f"{shortened_path(path)}\ntrue: {names[label]}\nsaid: {names[said]} {100 * score:.1f} %"
+        for path, label, score, said in zip(paths, labels, scores, predicted, strict=True)
+    ]
+
+
 def sheet(
     images: np.ndarray,
     titles: Sequence[str],
@@ -207,13 +279,14 @@ def sheet(
     *,
     named: bool = False,
 ) -> None:
-    """Draw images in a grid, each below its title of one or two lines.
+    """Draw images in a grid, each below its title of one to three lines.
 
     images: (N, S, S, 3) uint8.
     """
     columns = min(6, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(2.1 * columns, 2.5 * rows), layout="constrained")
+    lines = max((title.count("\n") for title in titles), default=1)
+    figure = Figure(figsize=(2.1 * columns, (2.3 + 0.18 * lines) * rows), layout="constrained")
 
     if heading:
         figure.suptitle(heading, fontsize=10, parse_math=False)

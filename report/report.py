@@ -20,6 +20,7 @@ from report import tables
 from report.events import Events
 from report.record import EpochRecord, Json
 from report.tables import Tested
+from training.lr_range import RangeTest
 from training.metrics import confident_errors, confusion_matrix
 
 # Seconds that the first pictures may cost, what draws them has to be loaded.
@@ -128,6 +129,15 @@ class Report:
         with self._harmless():
             self._draw_mistakes(tested, None)
 
+    def draw_range(self, found: RangeTest) -> None:
+        """Draw findLR.png."""
+        if self.disabled:
+            return
+        from report import pictures
+
+        with self._harmless():
+            pictures.lr_range(found, self.folder / "findLR.png")
+
     def _draw_epoch(self, tested: Tested, history: list[EpochRecord], *, confusion: bool) -> None:
         """Draw the curves, the confusion of this epoch, and the mistakes of the best one."""
         from report import pictures
@@ -150,6 +160,7 @@ class Report:
     def _write_tables(self, tested: Tested, record: EpochRecord | None) -> None:
         epoch = None if record is None else record.epoch
         tables.write_classes(tested, self.folder / "classes.csv", epoch)
+        tables.write_mistakes(tested, self.folder / "mistakes.csv", epoch)
         if len(tested.classes) <= MAX_CONFUSION:
             matrix = _confusion(tested)
             tables.write_confusion(matrix, tested.classes, self.folder / "confusion.csv", epoch)
@@ -182,11 +193,14 @@ class Report:
             path.unlink(missing_ok=True)
             return
 
-        names = [pictures.shortened(name) for name in tested.classes]
-        scores, predicted = tested.scores[rows].max(1)
-        values = zip(tested.labels[rows].tolist(), scores.tolist(), predicted.tolist(), strict=True)
-        titles = [f"is {names[k]}\n{100 * score:.1f} % {names[said]}" for k, score, said in values]
-        images = tested.preview(tested.indices[rows.numpy()])
+        indices = tested.indices[rows.numpy()]
+        titles = pictures.mistake_titles(
+            [tested.path(index) for index in indices.tolist()],
+            tested.classes,
+            tested.labels[rows].tolist(),
+            *(values.tolist() for values in tested.scores[rows].max(1)),
+        )
+        images = tested.preview(indices)
         of = "" if record is None else f"epoch {record.epoch}, the best so far"
         pictures.sheet(images.permute(0, 2, 3, 1).numpy(), titles, path, of)
 

@@ -1,6 +1,7 @@
-"""What a test leaves to be shown, and the tables of it: classes.csv and confusion.csv."""
+"""What a test leaves to be shown, and its tables: classes.csv, confusion.csv, mistakes.csv."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,19 @@ from torch import Tensor
 from base.files import write_rows
 from base.text import printable
 from report.record import TestMetrics
-from training.metrics import per_class
+from training.metrics import confident_errors, per_class
+
+# float32 has no smaller number.
+LEAST_PROBABILITY = 2.0**-149
 
 
 @dataclass(frozen=True)
 class Tested:
     """What a test leaves.
 
-    scores: (N, K) probabilities; labels, indices: (N,); classes: their display names; preview: from
-    indices (n,) to what the network sees of these images, (n, 3, S, S) uint8.
+    scores: (N, K) probabilities; labels, indices: (N,); classes: their display names; path: from an
+    index to what the image is called; preview: from indices (n,) to what the network sees of these
+    images, (n, 3, S, S) uint8.
     """
 
     metrics: TestMetrics
@@ -26,6 +31,7 @@ class Tested:
     labels: Tensor
     indices: np.ndarray
     classes: list[str]
+    path: Callable[[int], str]
     preview: Callable[[np.ndarray], Tensor]
 
 
@@ -38,6 +44,42 @@ def write_classes(tested: Tested, path: Path, epoch: int | None = None) -> None:
         shown = [_cell(value) for value in values]
         rows.append([name, *shown, "" if confused is None else names[confused]])
     heading = ["class", *columns]
+    if epoch is not None:
+        heading.append("epoch")
+        rows = [[*row, str(epoch)] for row in rows]
+    write_rows(path, heading, rows)
+
+
+MISTAKES = ["path", "class", "predicted", "p_class", "p_predicted", "loss"]
+
+
+def mistake_rows(
+    scores: Tensor, labels: Tensor, path: Callable[[int], str], classes: Sequence[str]
+) -> list[list[str]]:
+    """Return a row each misclassified image, the least probable label first: those are the ones
+    whose label may be wrong.
+
+    scores: (N, K) probabilities; labels: (N,); path: from a row to what the image is called.
+    """
+    names = [printable(name) for name in classes]
+    rows = []
+    for row in confident_errors(scores, labels).tolist():
+        label, predicted = int(labels[row]), int(scores[row].argmax())
+        own, best = scores[row, label].item(), scores[row, predicted].item()
+        loss = -math.log(max(own, LEAST_PROBABILITY))
+        values = f"{own:.6f}", f"{best:.6f}", f"{loss:.4f}"
+        rows.append([printable(path(row)), names[label], names[predicted], *values])
+    return rows
+
+
+def write_mistakes(tested: Tested, path: Path, epoch: int | None = None) -> None:
+    """Write mistakes.csv: the rows of `mistake_rows`. epoch: that they are of."""
+    indices = tested.indices.tolist()
+
+    def name(row: int) -> str:
+        return tested.path(indices[row])
+
+    rows, heading = mistake_rows(tested.scores, tested.labels, name, tested.classes), [*MISTAKES]
     if epoch is not None:
         heading.append("epoch")
         rows = [[*row, str(epoch)] for row in rows]

@@ -19,7 +19,7 @@ from loading.deaths import LostWorker, StopAwaited, end_workers
 from loading.plan import Batch
 from model import Network
 from report.console import Console
-from report.record import EpochRecord
+from report.record import EpochRecord, Json
 from report.report import Report
 from report.tables import Tested
 from run import schema
@@ -30,6 +30,7 @@ from run.watch import Watch
 from training.metrics import Sums
 from training.ranks import Ranks, together
 from training.step import Step
+from training.stopping import Stopping
 from training.updater import Updater
 
 # Options that say which images make up which batch.
@@ -49,13 +50,15 @@ class RunOptions:
     """epochs: of the whole run; snapshot: as the option; overwrite: remove the run that is in the
     folder.
 
-    resume_command: what a user types to resume this run; rescue, rescue_command: where it is saved
+    stopping: when it ends before its last epoch; resume_command: what a user types to resume this
+    run; rescue, rescue_command: where it is saved
     if its folder is lost, and how it is resumed from there.
     """
 
     epochs: int
     snapshot: int = 5
     overwrite: bool = False
+    stopping: Stopping = field(default_factory=Stopping)
     resume_command: str = ""
     rescue: Path = Path("rescued")
     rescue_command: str = ""
@@ -87,6 +90,12 @@ class Run:
     parts: tuple[Network, Updater] | None = None
     # Top-1 and epoch of the best.pt that is on the disk.
     kept_best: tuple[float | None, int | None] = (None, None)
+    # What nobody gave and the number of images decided: "batch", "epochs".
+    chosen: list[str] = field(default_factory=list)
+    # Why it ends before its last epoch, "" while it does not.
+    ended: str = ""
+    # Hears of each epoch, on the first rank.
+    hook: Callable[[Json], None] = lambda record: None
     # Writes down in a folder what this run is.
     record: Callable[[Path], None] = lambda folder: None
 
@@ -127,9 +136,13 @@ class Run:
             self.console.say("nothing was saved here yet: starting from the beginning")
 
         progress = self.progress
+        self.ended = self._reason_to_end()
         if progress.epoch >= self.options.epochs:
             finished = f"this run has finished its {progress.epoch} epochs"
             self.console.say(f"{finished}; raise --nEpochs to continue training")
+        elif self.ended:
+            finished = f"this run has ended after {progress.epoch} epochs, {self.ended}"
+            self.console.say(f"{finished}; give another value to continue training")
         # Largest and smallest are compared in one exchange: the largest of -step is the smallest
         # step.
         if self.ranks.agree(progress.step, -progress.step) != [progress.step, -progress.step]:
@@ -326,6 +339,7 @@ class Run:
         progress.batch = 0
         # A rank holds its part of each step's loss; together they are the batch's.
         losses = self.ranks.sum(sums.step_losses()).tolist()
+        self.ended = self._reason_to_end()
         snapshot = self._snapshot_due(epoch)
         # Weights are written by the same thread as the checkpoint and before it: a checkpoint that
         # names a best epoch has its file.
@@ -336,8 +350,9 @@ class Run:
 
         self.console.step_losses(epoch, progress.step, losses)
         self.console.show_epoch(record, progress.history)
+        self.hook(record.to_json())
         self.watch.advise()
-        last = progress.epoch >= self.options.epochs
+        last = progress.epoch >= self.options.epochs or bool(self.ended)
         network = self.parts[0]
         self.report.epoch(
             progress.history, tested, losses, network, best=better, snapshot=snapshot, last=last
@@ -354,7 +369,15 @@ class Run:
 
     def _snapshot_due(self, epoch: int) -> bool:
         every = abs(self.options.snapshot)
-        return epoch == self.options.epochs or (every != 0 and epoch % every == 0)
+        last = epoch == self.options.epochs or bool(self.ended)
+        return last or (every != 0 and epoch % every == 0)
+
+    def _reason_to_end(self) -> str:
+        """Return why the run is over before its last epoch, on all ranks alike."""
+        reason = self.options.stopping.reason(self.progress.history)
+        # Clocks differ between ranks: the first one's decides.
+        decided = self.ranks.agree(int(bool(reason)) if self.ranks.first else 0)[0]
+        return (reason or "as the first rank decided") if decided else ""
 
     def _write_weights(self, names: list[str], state: State, record: EpochRecord) -> None:
         network = state["updater"].get("averaged", state["network"])
@@ -373,6 +396,8 @@ class Run:
         if progress.best is not None:
             top1 = f"best test top-1 {progress.best:.2f} % in epoch {progress.best_epoch}"
             best = f"{top1}: {self.folder / 'best.pt'}"
+        if self.ended:
+            self.console.say(f"ended after {progress.epoch} epochs: {self.ended}")
         peak = max((record.peak_memory_bytes for record in progress.history), default=0)
         memory = f"at most {peak / 2**20:.0f} MiB were in use"
         self.console.say(f"{best}; {memory}")

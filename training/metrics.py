@@ -198,10 +198,12 @@ def _percent(shares: Tensor, images: Tensor) -> list[float | None]:
     return [100 * share if count and share == share else None for share, count in known]
 
 
-def confident_errors(scores: Tensor, labels: Tensor, most: int) -> Tensor:
-    """Return the rows, (<= most,), of the misclassified images whose wrong class has the highest
-    scores.
+def confident_errors(scores: Tensor, labels: Tensor, most: int | None = None) -> Tensor:
+    """Return the rows, (<= most,), of the misclassified images, the least probable labels first:
+    among them are the wrong ones.
+
+    scores: (N, K) probabilities; labels: (N,).
     """
-    best = scores.max(1)
-    wrong = (best.indices != labels).nonzero()[:, 0]
-    return wrong[best.values[wrong].argsort(descending=True, stable=True)[:most]]
+    of_label = scores.gather(1, labels[:, None])[:, 0]
+    wrong = (scores.argmax(1) != labels).nonzero()[:, 0]
+    return wrong[of_label[wrong].argsort(stable=True)[:most]]

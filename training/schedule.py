@@ -6,6 +6,7 @@ imports torch.
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 KINDS = ("regime", "step", "cosine", "onecycle", "constant")
 
@@ -43,6 +44,12 @@ REGIMES = {
 }
 # He 2015, arXiv 1512.03385: 30, 60 of 90 epochs.
 THIRDS = ((0.0, 1.0), (1 / 3, 0.1), (2 / 3, 0.01))
+
+
+class Rates(Protocol):
+    """What an updater asks for: a learning rate and a weight decay, by the share that is done."""
+
+    def at(self, share: float) -> tuple[float, float]: ...
 
 
 @dataclass(frozen=True)

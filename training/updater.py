@@ -18,7 +18,7 @@ from base.archive import State
 from base.errors import Failed
 from training.batchnorm import SyncBatchNorm
 from training.ranks import Ranks
-from training.schedule import Schedule
+from training.schedule import Rates
 from utils import AsyncCopy
 
 # Bad steps in a row that end the run.
@@ -75,7 +75,7 @@ class Updater:
         self,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        schedule: Rates,
         ranks: Ranks,
         *,
         clip: float | None = None,

@@ -13,10 +13,13 @@ from rig import on_folder
 
 import configs
 import main
+import model
 import opts
 import utils
 from base import archive
 from base.errors import clear_errors
+from loading.plan import Plan
+from loading.workers import Reader, Task
 from training.ranks import Ranks
 from training.step import Step
 
@@ -266,6 +269,33 @@ def test_ten_crop_probabilities_are_the_mean_of_ten() -> None:
         torch.testing.assert_close(
             main.log_probabilities(network, crops[1:2]).exp(), expected[1:2].detach()
         )
+
+
+def test_mirror_images_count_as_much_as_the_images() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 4, 5))
+    images = torch.rand(3, 3, 4, 4)
+    mirrored = torch.from_numpy(images.numpy()[..., ::-1].copy())
+    expected = (network(images).softmax(1) + network(mirrored).softmax(1)) / 2
+    with torch.no_grad():
+        found = main.log_probabilities(network, images, mirrored=True).exp()
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_a_run_tests_on_mirror_images_where_it_is_asked_to(images: Path, tmp_path: Path) -> None:
+    arguments = [*on_folder(images, "--nEpochs", "1"), "--netType", "vgg", "--LR", "0"]
+    arguments += ["--weightDecay", "0", "--precision", "fp32"]
+    main.main([*arguments, "--expDir", str(tmp_path / "plain")])
+    main.main([*arguments, "--flipTest", "--expDir", str(tmp_path / "mirrored")])
+    network = model.load(str(next(tmp_path.glob("plain/*/*/best.pt"))))
+    _, test = configs.open_both(opts.parse(arguments))
+    pipeline = configs.make_test_pipeline(opts.parse(arguments))
+    reader = Reader(test, pipeline, Plan(len(test), len(test)), finishes=False)
+    pixels, indices, _ = reader[Task(0, 0)]
+    with torch.no_grad():
+        both = network(pixels).softmax(1) + network(pixels.flip(3)).softmax(1)
+    loss = -(both / 2).log()[range(len(test)), test.labels[indices.numpy()]].mean().item()
+    assert log_of(tmp_path / "mirrored")[0]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert log_of(tmp_path / "plain")[0]["test_loss"] != pytest.approx(loss, rel=1e-5)
 
 
 def test_continue_where_nothing_was_saved_starts_and_says_so(

@@ -206,6 +206,7 @@ def test_without_a_logger_only_the_log_is_there(images: Path, tmp_path: Path) ->
         "full_train.log",
         "images.npz",
         "lock",
+        "log.csv",
         "log.jsonl",
         "model_1.pt",
         "options.json",

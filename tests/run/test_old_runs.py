@@ -12,6 +12,7 @@ from common import DATA
 import export
 import model
 import predict
+from datasets import given
 from datasets.images import Limits
 
 
@@ -25,6 +26,8 @@ def old(tmp_path: Path) -> Path:
 def test_an_old_run_is_resumed_to_its_end(old: Path) -> None:
     said = rig.finish(rig.options(old, "--continue"))
     assert "epoch 2, step 21" in said
+    # A new default never reaches into a run that has begun.
+    assert "learning rate 0.01, regime over" in said
     log = (old / "synthetic" / "tiny" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == [1, 2, 3]
     # The first epoch's line is the old version's own.
@@ -43,7 +46,7 @@ def test_old_weights_are_tested_predicted_and_exported(
 
     network = model.load(str(best))
     assert network.spec.net_type == "tiny"
-    photos = next(predict.sources([str(images / "val" / "class 0")], Limits()))
+    photos = next(given.sources([str(images / "val" / "class 0")], Limits()))
     found = list(predict.predict(network, photos, 2))
     assert len(found) == len(photos)
     assert all(len(prediction.ranking) == 2 for prediction in found)

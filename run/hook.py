@@ -1,0 +1,52 @@
+"""A function of the user's that hears of every epoch."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from base.errors import Refused
+from base.text import printable
+from report.record import Json
+
+Function = Callable[[Json, Json], Any]
+
+
+class Hook:
+    """Calls function(record, run) after each epoch; what it raises ends no run.
+
+    record: the epoch's line of log.jsonl; run: "folder", its path, and "options", all by name.
+    """
+
+    def __init__(self, name: str, function: Function, run: Json) -> None:
+        self.name, self.function, self.run = name, function, run
+        self.failed = False
+
+    def __call__(self, record: Json) -> None:
+        try:
+            self.function(record, self.run)
+        # It is not our code: whatever goes wrong in it must not cost what was trained.
+        except Exception as error:
+            if not self.failed:
+                what = f"{type(error).__name__}: {printable(error)}"
+                told = f"--hook {self.name} failed: {what}; training continues"
+                print(told, file=sys.stderr, flush=True)
+            self.failed = True
+
+
+def load(name: str, run: Json) -> Hook:
+    """Import module:function, also from the working folder. Raises Refused."""
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise Refused(f"--hook '{name}' is not module:function, for example wandb_hook:log")
+    sys.path.append(os.getcwd())
+    try:
+        found = getattr(import_module(module), function)
+    # A module of the user's may raise anything as it is imported.
+    except Exception as error:
+        what = f"{type(error).__name__}: {printable(error)}"
+        raise Refused(f"--hook {name} cannot be imported: {what}") from None
+    if not callable(found):
+        raise Refused(f"--hook {name} is no function")
+    return Hook(name, found, run)

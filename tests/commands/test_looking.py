@@ -1,0 +1,254 @@
+"""What predict.py finds in labelled images: mistakes, features, likeness, where the network looks;
+and runs ranked by compare.py.
+"""
+
+import csv
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rig import make_images, on_folder
+from torch import nn
+
+import compare
+import main
+import model
+import predict
+from datasets import given
+from datasets.images import Limits
+from models.explain import features, heatmaps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/ of three colours, of which one label is wrong, and a run on them."""
+    folder = tmp_path_factory.mktemp("looking")
+    images = make_images(folder / "images", 48)
+    wrong = images / "train" / "class 1" / "wrong.jpg"
+    shutil.move(images / "train" / "class 0" / "0.jpg", wrong)
+    more = ["--nEpochs", "12", "--batchSize", "8", "--expDir", str(folder), "--flipTest"]
+    main.main([*on_folder(images, *more), "--augment", "flip"])
+    return folder
+
+
+def weights(folder: Path) -> str:
+    return str(folder / "folder" / "alexnetbn" / "best.pt")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(argument) for argument in arguments])
+    return stop.value.code  # type: ignore[return-value]
+
+
+def width(path: Path) -> int:
+    with Image.open(path) as image:
+        return image.width
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_wrong_label_stands_first(trained: Path, tmp_path: Path) -> None:
+    out, sheet = tmp_path / "out.csv", tmp_path / "out.png"
+    images = trained / "images" / "train"
+    assert run(weights(trained), images, "--mistakes", out, "--sheet", sheet) == 0
+    rows = table_of(out)
+    assert rows[0]["path"] == str(images / "class 1" / "wrong.jpg")
+    assert (rows[0]["class"], rows[0]["predicted"]) == ("class 1", "class 0")
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(-math.log(float(row["p_class"])), abs=0.01)
+        assert row["class"] != row["predicted"]
+    assert width(sheet) > 100
+
+
+def test_mistakes_are_found_in_tables_and_folders_alike(trained: Path, tmp_path: Path) -> None:
+    root = trained / "images"
+    rows = [["path", "label"]]
+    rows += [[str(path), path.parent.name] for path in sorted(root.glob("train/*/*"))]
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = []
+    for source in (root / "train", tmp_path / "t.csv"):
+        run(weights(trained), source, "--mistakes", tmp_path / "out.csv")
+        found.append((tmp_path / "out.csv").read_text())
+    assert found[0] == found[1]
+
+
+def test_a_folder_with_parts_is_looked_at_in_its_test_part(trained: Path) -> None:
+    classes = ["class 0", "class 1", "class 2"]
+    whole = given.labelled(str(trained / "images"), classes, Limits())
+    part = given.labelled(str(trained / "images" / "val"), classes, Limits())
+    assert [whole.path(k) for k in range(len(whole))] == [part.path(k) for k in range(len(part))]
+    shuffled = given.labelled(str(trained / "images" / "val"), classes[::-1], Limits())
+    assert sorted(shuffled.labels.tolist()) == sorted(2 - part.labels)
+
+
+def test_a_run_leaves_the_mistakes_of_its_best_epoch(trained: Path) -> None:
+    run = Path(weights(trained)).parent
+    best = torch.load(run / "best.pt", weights_only=True)["record"]
+    rows = table_of(run / "mistakes.csv")
+    count = len(list((trained / "images" / "val").glob("*/*")))
+    assert len(rows) == round(count * (1 - best["test_top1"] / 100))
+    assert {row["epoch"] for row in rows} <= {str(best["epoch"])}
+
+
+def test_features_are_what_the_last_layer_gets(trained: Path, tmp_path: Path) -> None:
+    images = trained / "images" / "val"
+    assert run(weights(trained), images, "--embed", tmp_path / "e.npz") == 0
+    kept = np.load(tmp_path / "e.npz")
+    network = model.load(weights(trained))
+    last = network.body.classifier[-1]
+    logits = torch.from_numpy(kept["features"]) @ last.weight.T + last.bias
+    found = predict.predict(network, next(given.sources([str(images)], Limits())), 1)
+    for path, row, prediction in zip(kept["paths"], logits, found, strict=True):
+        assert path == prediction.path
+        torch.testing.assert_close(row.softmax(0), prediction.scores, atol=1e-5, rtol=1e-4)
+
+
+def test_the_most_similar_image_is_itself(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = trained / "images" / "val"
+    wanted = sorted(images.glob("class 2/*"))[1]
+    more = ("--similar", wanted, "-k", "3", "--sheet", tmp_path / "s.png")
+    assert run(weights(trained), images, *more) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"1.0000 {wanted}"
+    assert len(lines) == 3
+    assert all("class 2" in line for line in lines)
+
+
+def test_mirror_images_count_in_predictions(trained: Path) -> None:
+    network = model.load(weights(trained))
+    images = next(given.sources([str(trained / "images" / "val")], Limits()))
+    plain = [p.scores for p in predict.predict(network, images, 1)]
+    both = [p.scores for p in predict.predict(network, images, 1, mirrored=True)]
+    pixels = predict.pixels_of(network, list(predict.predict(network, images, 1)), None)
+    with torch.no_grad():
+        flipped = network(pixels.flip(3)).softmax(1)
+    for own, mean, other in zip(plain, both, flipped, strict=True):
+        torch.testing.assert_close(mean, (own + other) / 2)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--mistakes", "a.csv", "--sheet", "a.csv"), "both name"),
+        (("--mistakes", "a.csv", "--similar", "x.jpg"), "give one of them"),
+        (("-k", "0"), "argument -k"),
+        (("--similar", "missing.jpg"), "missing.jpg"),
+    ],
+)
+def test_wrong_calls_are_one_line(
+    more: tuple[str, ...], message: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(weights(trained), trained / "images" / "val", *more) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_class_that_the_weights_do_not_know_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d" / "cow").mkdir(parents=True)
+    Image.new("RGB", (30, 30)).save(tmp_path / "d" / "cow" / "1.png")
+    assert run(weights(trained), tmp_path / "d", "--mistakes", tmp_path / "o.csv") == 2
+    assert "cow" in capsys.readouterr().err
+
+
+def test_explanations_are_drawn(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.png"
+    assert run(weights(trained), trained / "images" / "val" / "class 1", "--explain", out) == 0
+    assert width(out) > 100
+
+
+class Tiny(nn.Module):
+    """A convolution of which Grad-CAM can be worked out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 2, 1)
+        self.head = nn.Linear(2 * 4, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images).flatten(1))
+
+
+def test_heatmaps_are_the_papers() -> None:
+    torch.manual_seed(0)
+    network, images = Tiny(), torch.randint(0, 256, (3, 3, 2, 2), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0])
+    maps = network.features(images / 255)
+    # The score is linear in the map: its gradient is the weights, of which each channel's mean.
+    weights = network.head.weight[labels].view(3, 2, 2, 2).mean((2, 3), keepdim=True)
+    expected = (weights * maps).sum(1).relu()
+    largest = expected.amax((1, 2), keepdim=True)
+    expected = expected / torch.where(largest > 0, largest, 1)
+    torch.testing.assert_close(heatmaps(network, images, labels), expected.detach())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "squeezenet", "alexnet", "resnet18", "vit_b_16"])
+def test_every_kind_of_network_says_where_it_looked(name: str) -> None:
+    network = model.create(name, 3, 224)
+    nn.init.normal_(model.weight_layers(network)[-1].weight)
+    network.train()
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    maps = heatmaps(network, images)
+    assert maps.shape == (2, 224, 224)
+    assert 0 <= maps.min() <= maps.max() <= 1
+    assert network.training
+    with torch.no_grad():
+        found, logits = features(network.eval(), model.weight_layers(network)[-1], images)
+    assert len(found) == len(logits) == 2
+    # Nothing of it stays behind.
+    assert not any(module._forward_hooks for module in network.modules())
+    assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_grad_cam_is_that_of_its_library() -> None:
+    library = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    network = model.create("googlenet", 5, 224).eval()
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    own = heatmaps(network, images, torch.tensor([1, 3]))
+    # The library subtracts each map's least value as well.
+    own = own - own.amin((1, 2), keepdim=True)
+    own = own / own.amax((1, 2), keepdim=True).clamp(min=1e-7)
+    with library.GradCAM(network, [network.body.inception5b]) as cam:
+        theirs = cam(images.float() / 255, [ClassifierOutputTarget(1), ClassifierOutputTarget(3)])
+    torch.testing.assert_close(own, torch.from_numpy(theirs), atol=1e-5, rtol=0)
+
+
+def test_a_sweep_is_ranked(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rate in ("0", "0.01", "0.02"):
+        more = ["--nEpochs", "1", "--LR", rate, "--expID", f"lr-{rate}", "--logger", "none"]
+        main.main([*on_folder(images, *more), "--expDir", str(tmp_path)])
+    (tmp_path / "folder" / "begun").mkdir()
+    (tmp_path / "folder" / "begun" / "options.json").write_text("{}")
+    capsys.readouterr()
+    compare.main(["--sweep", str(tmp_path), "--by", "seconds", "--out", str(tmp_path / "c.png")])
+    out, err = capsys.readouterr()
+    heading, _, *rows = out.splitlines()
+    assert {row.split()[0] for row in rows[:3]} == {"lr-0", "lr-0.01", "lr-0.02"}
+    column = heading.split().index("LR")
+    assert {row.split()[column] for row in rows[:3]} == {"0.0", "0.01", "0.02"}
+    place = heading.replace("best top-1", "best").replace("last top-1", "last").split()
+    best = [float(row.split()[place.index("best")]) for row in rows[:3]]
+    assert best == sorted(best, reverse=True)
+    assert "left out" in err
+    assert "begun" in err
+    assert compare.short_names(["a/mnist/x", "a/cifar/x"]) == ["mnist", "cifar"]
+    assert compare.short_names(["a/b", "a/b"]) == ["b", "b"]

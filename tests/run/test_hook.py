@@ -1,0 +1,90 @@
+"""A function of the user's that hears of every epoch, and the log as a table."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from common import ROOT
+
+HOOK = """
+import json
+
+def keep(record, run):
+    with open("heard.jsonl", "a") as file:
+        file.write(json.dumps([record, run]) + "\\n")
+
+def fail(record, run):
+    raise RuntimeError("the server is away")
+
+nothing = 3
+"""
+TRAIN = "--dataset synthetic --synthetic 32:4:24 --imageSize 24 --cropSize 20 --GPU -1 --nEpochs 2"
+
+
+def run(folder: Path, hook: str, *more: str) -> subprocess.CompletedProcess[str]:
+    (folder / "my_hook.py").write_text(HOOK)
+    command = [sys.executable, str(ROOT / "main.py"), *TRAIN.split(), "--hook", hook, *more]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200)
+
+
+def test_a_hook_hears_of_every_epoch(tmp_path: Path) -> None:
+    result = run(tmp_path, "my_hook:keep", "--logger", "none")
+    assert result.returncode == 0, result.stderr
+    heard = [json.loads(line) for line in (tmp_path / "heard.jsonl").read_text().splitlines()]
+    folder = tmp_path / "cache" / "synthetic" / "alexnetbn"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record for record, _ in heard] == log
+    assert heard[0][1]["options"]["netType"] == "alexnetbn"
+    assert (tmp_path / heard[0][1]["folder"]).resolve() == folder
+
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, record in zip(rows, log, strict=True):
+        for name, value in record.items():
+            assert row[name] == ("" if value is None else str(value))
+
+
+def test_a_hook_that_fails_is_said_once_and_costs_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path, "my_hook:fail")
+    assert result.returncode == 0
+    told = "--hook my_hook:fail failed: RuntimeError: the server is away; training continues\n"
+    assert result.stderr == told
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("my_hook", "is not module:function"),
+        ("my_hook:other", "cannot be imported: AttributeError"),
+        ("no_such_module:log", "cannot be imported: ModuleNotFoundError"),
+        ("my_hook:nothing", "is no function"),
+    ],
+)
+def test_a_hook_that_is_none_is_refused_before_anything_is_trained(
+    hook: str, message: str, tmp_path: Path
+) -> None:
+    result = run(tmp_path, hook)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("cache/**/options.json"))
+
+
+def test_mlflow_keeps_what_the_documented_hook_logs(tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    text = (ROOT / "docs" / "runs.md").read_text()
+    block = next(part for part in text.split("\n\n") if "import mlflow" in part)
+    lines = text[text.index(block) :].splitlines()
+    code = [line[4:] for line in lines[: next(i for i, v in enumerate(lines) if v[:1].strip())]]
+    (tmp_path / "mlflow_hook.py").write_text("\n".join(code))
+    result = run(tmp_path, "mlflow_hook:log")
+    assert result.returncode == 0, result.stderr
+    assert "failed" not in result.stderr
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    found = mlflow.search_runs(search_all_experiments=True)
+    assert "metrics.test_top1" in found.columns

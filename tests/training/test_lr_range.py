@@ -1,0 +1,139 @@
+"""The learning-rate range test, and what the number of images decides."""
+
+import csv
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import rig
+from rig import make_images, on_folder
+
+import main
+import opts
+from training.lr_range import (
+    FIRST_RATE,
+    LAST_RATE,
+    MAX_STEPS,
+    MIN_STEPS,
+    RangeTest,
+    Rising,
+    has_diverged,
+    smooth,
+    steps_in_time,
+)
+
+
+def test_the_rate_rises_by_one_factor_a_step() -> None:
+    rates = [Rising(0.1).at(number / 50)[0] for number in range(51)]
+    assert rates[0] == pytest.approx(FIRST_RATE)
+    assert rates[-1] == pytest.approx(LAST_RATE)
+    factors = [after / before for before, after in itertools.pairwise(rates)]
+    assert max(factors) == pytest.approx(min(factors))
+    assert Rising(0.1).at(0.3)[1] == 0.1
+
+
+def test_the_mean_of_losses_is_adams_without_bias() -> None:
+    assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert smooth([1.0, 2.0])[1] == pytest.approx((0.9 * 1 + 2) / 1.9)
+
+
+def test_the_suggestion_is_a_tenth_of_where_the_loss_is_lowest() -> None:
+    rates = [FIRST_RATE * 10 ** (number / 16) for number in range(97)]
+    # A valley around a rate of 0.1.
+    losses = [1 + abs(math.log10(rate) + 1) for rate in rates]
+    found = RangeTest(rates, losses).suggestion
+    assert found is not None
+    # The mean lags behind by some steps.
+    assert 0.01 <= found <= 0.05
+    assert RangeTest(rates, [2.0 + number for number in range(97)]).suggestion is None
+    assert RangeTest(rates[:5], losses[:5]).suggestion is None
+
+
+def test_a_loss_that_explodes_ends_the_test() -> None:
+    assert has_diverged([1.0, float("nan")])
+    assert has_diverged([1.0, float("inf")])
+    assert not has_diverged([1.0, 2.0])
+    assert has_diverged([1.0] * 20 + [100.0])
+
+
+def test_the_steps_fit_into_the_time() -> None:
+    assert steps_in_time(0.001) == MAX_STEPS
+    assert steps_in_time(0.9) == 50
+    assert steps_in_time(100) == MIN_STEPS
+
+
+def test_find_lr_suggests_and_keeps_no_weights(tmp_path: Path) -> None:
+    said = rig.finish(rig.options(tmp_path, "--findLR", "--synthetic", "800:4:20"))
+    folder = tmp_path / "synthetic" / "tiny-findLR"
+    names = {path.name for path in folder.iterdir()}
+    assert {"findLR.csv", "findLR.png"} <= names
+    assert not any(name.endswith(".pt") for name in names)
+    with open(folder / "findLR.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates)
+    assert rates[0] == pytest.approx(FIRST_RATE)
+    assert f"{len(rates)} steps up to" in said
+    assert "give --LR" in said
+    # It has a folder of its own, and takes it again.
+    rig.finish(rig.options(tmp_path, "--findLR", "--synthetic", "800:4:20"))
+
+
+def test_find_lr_begins_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for other in ("--continue", "--test"):
+        with pytest.raises(SystemExit):
+            opts.parse(["--findLR", other, "--retrain", "x.pt"])
+        assert "--findLR begins a run of its own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "epochs"),
+    # 50 steps an epoch where that leaves a batch of 16 to 128; 2,000 steps within 20 to 60 epochs.
+    [(20, 16, 60), (800, 16, 40), (1600, 32, 40), (3200, 64, 40), (6400, 128, 40)]
+    + [(12800, 128, 20), (1_281_167, 128, 20)],
+)
+def test_few_images_are_trained_in_small_batches(count: int, batch: int, epochs: int) -> None:
+    options = opts.parse(["--dataset", "folder", "--data_dir", "d"])
+    assert (options.batchSize, options.nEpochs) == (None, None)
+    assert opts.settle_by_images(options, count) == ["batch", "epochs"]
+    assert (options.batchSize, options.nEpochs) == (batch, epochs)
+
+
+def test_what_is_given_is_not_decided() -> None:
+    options = opts.parse(["--dataset", "folder", "--batchSize", "100", "--nEpochs", "3"])
+    assert opts.settle_by_images(options, 800) == []
+    assert (options.batchSize, options.nEpochs) == (100, 3)
+    digits = opts.parse(["--dataset", "mnist"])
+    assert (digits.batchSize, digits.nEpochs) == (128, 10)
+
+
+def test_a_run_says_and_writes_down_what_was_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = make_images(tmp_path / "images", 48)
+    more = ["--expDir", str(tmp_path), "--logger", "none", "--hours", "0"]
+    main.main(on_folder(images, *more))
+    said = capsys.readouterr().out
+    assert (
+        "60 epochs of 3 steps, global batch 16 (batch and epochs by the number of images)" in said
+    )
+    # More images, the same run.
+    make_images(images, 96)
+    main.main(on_folder(images, *more, "--continue", "--hours", "0.000001"))
+    assert "60 epochs of 6 steps, global batch 16;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "schedule"),
+    [
+        (["--dataset", "mnist"], "onecycle"),
+        (["--dataset", "folder"], "onecycle"),
+        (["--dataset", "ilsvrc2012"], "regime"),
+        (["--dataset", "mnist", "--LR", "0.1"], "constant"),
+        (["--dataset", "mnist", "--schedule", "regime"], "regime"),
+        (["--dataset", "ilsvrc2012", "--LR", "0.1", "--schedule", "step"], "step"),
+    ],
+)
+def test_the_schedule_of_a_new_run(words: list[str], schedule: str) -> None:
+    assert opts.parse(words).schedule == schedule
