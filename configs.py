@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -54,11 +55,12 @@ from loading.decode_once import Place, gigabytes
 from loading.pixel_folder import PixelFolder
 from loading.plan import BalancedPlan, Plan
 from model import Network, Spec
-from models import NETWORKS, OURS, weights
+from models import NETWORKS, OURS, TIMM, from_timm, weights
 from models.layers import SMALL
 from models.recompute import recompute
 from opts import COLUMNED, FILES, FOLDERS, FREE, Options
 from report.console import Console
+from report.page import About
 from report.report import Report
 from run import checkpoint, folder, hook, memory
 from run.checkpoint import Progress, Saved
@@ -319,6 +321,7 @@ AnyLoader = ArrayLoader | FileLoader | KeptLoader | ResidentLoader
 
 def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
     """Return the loaders of the training and of the test images. Raises Refused."""
+    _settle_sizes(options)
     # The first rank may have to fetch them.
     before = run.saved.spec.get("classes", ()) if run.saved is not None else ()
     with run.ranks.in_turn("data"):
@@ -335,6 +338,19 @@ def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
         tested = test, make_test_pipeline(options), _test_plan(options, run, test)
         return _keeping_loaders(options, run, (train, pipeline, plan), tested)
     return _make_loader(options, run, train, pipeline, plan), _make_test_loader(options, run, test)
+
+
+def _settle_sizes(options: Options) -> None:
+    """Take the sizes that timm's weights were made for, where none are given. Raises Refused."""
+    if not options.netType.startswith(TIMM) or options.continue_:
+        return
+    if {"cropSize", "imageSize"} & options.given.keys() or options.dataset not in FILES:
+        return
+    about = from_timm.published(options.netType)
+    options.cropSize = about.side
+    options.imageSize = round(about.side / about.crop_share)
+    for message in opts.unfitting(options):
+        raise Refused(message)
 
 
 def _settle_by_images(options: Options, run: Run, count: int) -> None:
@@ -654,7 +670,7 @@ def settle_tested(options: Options) -> tuple[Plain, Spec | None]:
                 setattr(options, name, getattr(spec, field))
         # A test has a folder of its own, called after the network.
         if "expID" not in options.given:
-            options.expID = f"{options.netType}-test"
+            options.expID = f"{options.usual_name}-test"
         for message in opts.unfitting(options):
             raise Refused(message)
     return value, spec
@@ -762,6 +778,8 @@ def schedule_of(options: Options) -> Schedule:
     """Return the run's learning rate and weight decay."""
     entry = NETWORKS[options.netType]
     first, decay = entry.lr, options.weightDecay
+    if options.schedule == "onecycle" and entry.peak is not None:
+        first = entry.peak
 
     # AdamW's decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101.
     if options.optimizer == "adamw":
@@ -888,6 +906,8 @@ def print_header(
     options: Options, run: Run, network: Network, train: AnyLoader, test: AnyLoader
 ) -> None:
     """Say what is about to be trained, on what and where."""
+    run.report.classes = display_names(train.images)
+    _hide_top5(run, train.images)
     if run.console.quiet:
         return
     lines = {
@@ -902,11 +922,37 @@ def print_header(
     }
     if not options.test:
         lines["folder"] += f"; resume with: {run.options.resume_command}"
+    run.report.about = _about(options, run, lines)
     run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
+
+
+def _about(options: Options, run: Run, header: dict[str, str]) -> About:
+    """Return what report.html says of the run."""
+    name = f"{options.netType} on {options.dataset}: {run.folder.name}"
+    if options.test:
+        return About(name, header, opts.differing(options))
+    best = shlex.quote(str((run.folder / "best.pt").absolute()))
+    commands = [
+        (f"python predict.py {best} photo.jpg", "names and probabilities of images"),
+        (run.options.resume_command, "train on, after raising --nEpochs"),
+        (f"python export.py {best} --to onnx out.onnx", "for other programs"),
+    ]
+    if options.dataset in FOLDERS and options.data_dir and os.path.isdir(options.data_dir):
+        train = shlex.quote(os.path.join(options.data_dir, "train"))
+        way = f"python predict.py {best} {train} --mistakes wrong.csv --sheet wrong.png"
+        commands.insert(1, (way, "which training images may have a wrong label"))
+    return About(name, header, opts.differing(options), commands)
+
+
+def _hide_top5(run: Run, images: Images) -> None:
+    """Leave out of the console what is 100 % of five classes or fewer."""
+    if len(images.classes) < 6:
+        run.console.hidden = {"test_top5"}
 
 
 def print_test_header(options: Options, run: Run, network: Network, loader: AnyLoader) -> None:
     """Say what is about to be tested, on what and where."""
+    _hide_top5(run, loader.images)
     if run.console.quiet:
         return
     images = loader.images
@@ -922,6 +968,7 @@ def print_test_header(options: Options, run: Run, network: Network, loader: AnyL
         "device": _describe_device(options, run, loader),
         "folder": f"{run.folder}",
     }
+    run.report.about = _about(options, run, lines)
     run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
 
 

@@ -167,7 +167,7 @@ def train(
         )
         counted = updater.apply(loss, progress.step, batch.indices)
         sums.add(loss, logits, batch.labels, counted, batch.total)
-        run.show_step(sums, images, len(loader))
+        run.show_step(sums, images, batch.labels, len(loader))
         run.after_step(sums)
 
     # The last checks are still on their way from the device: a bad step must end the run here, not

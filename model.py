@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from base.archive import FORMAT, Plain, State
 from base.errors import Refused
 from base.fetch import digest_of, fetch
-from models import NETWORKS, OURS, weights
+from models import NETWORKS, OURS, TIMM, weights
 from models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 # Heads that a file may have and a network not.
@@ -267,10 +267,13 @@ def spec_of(value: Plain, path: str) -> Spec | None:
 
 
 def published_weights(name: str) -> str:
-    """Return the file of torchvision's published weights for a network, fetched if it is missing.
+    """Return the file of torchvision's or timm's published weights for a network, fetched if it is
+    missing.
 
     Raises Refused.
     """
+    if name.startswith(TIMM):
+        return import_module("models.from_timm").weights_file(name)
     from torchvision.models import get_model_weights
 
     theirs = NETWORKS[name].torchvision_name

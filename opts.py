@@ -50,7 +50,8 @@ TRAIN = "training"
 MACHINE = "machine"
 RUN = "run folder"
 BY_SET = "by data set"
-LISTED = f"{', '.join(OURS)}, or any of torchvision's by its name there, for example resnet50"
+THEIRS = "any of torchvision's by its name there, for example resnet50, or timm:NAME"
+LISTED = f"{', '.join(OURS)}, {THEIRS}"
 # Bytes of a recipe file, and of a run's options.json.
 MAX_RECIPE = 1 << 20
 
@@ -404,7 +405,12 @@ class Options:
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return Path(self.expDir, self.dataset, self.expID or self.netType)
+        return Path(self.expDir, self.dataset, self.expID or self.usual_name)
+
+    @property
+    def usual_name(self) -> str:
+        """What a run is called that nobody named."""
+        return self.netType.replace(":", "-")
 
     @property
     def gpus(self) -> int:
@@ -684,7 +690,7 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         own = f"{options.dataset} has test images of its own"
         yield f"--valShare splits a folder, {own}: leave it out"
     if options.stem != "fast" and options.netType not in OURS:
-        theirs = f"{options.netType} is torchvision's"
+        theirs = f"{options.netType} is another library's"
         yield f"--stem {options.stem} is of our own networks, {theirs}: leave it out"
     if options.gpus > 1 and options.compile:
         yield "--compile does not go with DataParallel's threads: give --parallel ranks"
@@ -751,7 +757,7 @@ def _settle(options: Options) -> None:
     if not source.own or options.test:
         options.nEpochs = options.nEpochs or source.nEpochs
         options.batchSize = options.batchSize or MOST_BATCH
-    options.expID = options.expID or options.netType
+    options.expID = options.expID or options.usual_name
     if options.augment is None:
         options.augment = source.augment
     if options.test:
@@ -780,6 +786,24 @@ def settle_by_images(options: Options, count: int) -> list[str]:
     for message in unfitting(options):
         raise Refused(message)
     return chosen
+
+
+# Filled in where they are not given: they differ from None in every run.
+SETTLED = {
+    *("imageSize", "cropSize", "augment", "nEpochs", "batchSize", "schedule"),
+    *("expID", "decodedSize", "storage"),
+}
+
+
+def differing(options: Options) -> list[tuple[str, Any, Any]]:
+    """Return name, value and default of the options that differ from their default."""
+    return [
+        (name.rstrip("_"), value, field.metadata["shown"] or field.default)
+        for name, field in FIELDS.items()
+        if name not in UNRECORDED
+        and (value := getattr(options, name)) != field.default
+        and (name not in SETTLED or name in options.given)
+    ]
 
 
 def _settle_decoded(options: Options) -> Iterator[str]:

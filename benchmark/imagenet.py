@@ -136,8 +136,9 @@ def theirs(images: FileImages, arguments: argparse.Namespace, *, train: bool) ->
 
 def outside(name: str, python: str, root: str, arguments: argparse.Namespace) -> list[float]:
     """Return the seconds a batch of a loader that needs an environment of its own."""
-    script = str(Path(__file__).parent / "peers" / f"{name}_loader.py")
-    more = ["resizedcrop"] if "resizedcrop" in arguments.augment else []
+    loader, *more = name.split("-")
+    script = str(Path(__file__).parent / "peers" / f"{loader}_loader.py")
+    more += ["resizedcrop"] if "resizedcrop" in arguments.augment else []
     command = [python, script, root, str(arguments.nThreads), str(arguments.epochs), *more]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:

@@ -24,6 +24,8 @@ class Entry:
     lr: float = 1e-2
     # A name in schedule.REGIMES.
     regime: str = "torch7"
+    # The highest rate of one cycle, None: the regime's first.
+    peak: float | None = None
     heads: tuple[str, ...] = ()
     # torchvision's name of the network with the same weights.
     torchvision_name: str = ""
@@ -37,9 +39,9 @@ OURS = {
         "Krizhevsky 2014, one column (torchvision's alexnet)",
         torchvision_name="alexnet",
     ),
-    "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm"),
+    "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm", peak=0.05),
     "alexnetbn": Entry(
-        "alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer"
+        "alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer", peak=0.05
     ),
     "overfeat": Entry("overfeat:overfeat", 16, "Sermanet 2013, fast model"),
     "vgg": Entry("vgg:vgg11", 16, "Simonyan 2014, column A", torchvision_name="vgg11"),
@@ -54,16 +56,24 @@ OURS = {
         16,
         "column A, batch norm after convolutions (torchvision's vgg11_bn)",
         torchvision_name="vgg11_bn",
+        peak=0.05,
     ),
-    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn"),
-    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn"),
-    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn"),
+    "vgg13bn": Entry(
+        "vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn", peak=0.05
+    ),
+    "vgg16bn": Entry(
+        "vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn", peak=0.05
+    ),
+    "vgg19bn": Entry(
+        "vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn", peak=0.05
+    ),
     "googlenet": Entry(
         "googlenet:googlenet",
         16,
         "Szegedy 2014, batch norm",
         heads=("aux1", "aux2"),
         torchvision_name="googlenet",
+        peak=0.05,
     ),
     "inception2": Entry(
         "inception2:inception2", 16, "Ioffe 2015 without batch norm", heads=("head",)
@@ -93,13 +103,32 @@ TORCHVISION = tuple(_NAMES.split())
 _SMALLEST = {"alexnet": 63, "inception_v3": 75, "squeezenet1_0": 21, "squeezenet1_1": 17}
 _HEADS = {"inception_v3": ("AuxLogits",)}
 
-NETWORKS = {
-    name: Entry(
-        f"peers:build:{name}",
-        _SMALLEST.get(name, 32),
-        "torchvision's",
-        heads=_HEADS.get(name, ()),
-        torchvision_name=name,
-    )
-    for name in TORCHVISION
-} | OURS
+# Names of timm's begin so.
+TIMM = "timm:"
+
+
+class Networks(dict[str, Entry]):
+    """The table by name; any name after `timm:` is in it, timm itself says whether it has that."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and name.startswith(TIMM))
+
+    def __missing__(self, name: str) -> Entry:
+        if not name.startswith(TIMM):
+            raise KeyError(name)
+        return Entry(f"from_timm:build:{name.removeprefix(TIMM)}", 16, "timm's")
+
+
+NETWORKS = Networks(
+    {
+        name: Entry(
+            f"peers:build:{name}",
+            _SMALLEST.get(name, 32),
+            "torchvision's",
+            heads=_HEADS.get(name, ()),
+            torchvision_name=name,
+        )
+        for name in TORCHVISION
+    }
+    | OURS
+)

@@ -9,6 +9,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Collection
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from base import archive
 from base.archive import Damaged, Plain, State, refuse_special
 from base.errors import Refused
 from base.text import printable
+from models import TIMM
 
 # torchvision's, of pixels in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -140,6 +142,9 @@ def state_of(
     # first step. Their papers' input is in [-1, 1]; torchvision's weights expect it so.
     half = name in ("googlenet", "inception_v3")
     mean, std = ((0.5,) * 3, (0.5,) * 3) if half else (IMAGENET_MEAN, IMAGENET_STD)
+    if name.startswith(TIMM):
+        about = import_module("models.from_timm").published(name)
+        mean, std = about.mean, about.std
     ours = {"normalise.mean": torch.tensor(mean), "normalise.std": torch.tensor(std)}
     return ours | {f"body.{key}": tensor for key, tensor in state.items()}
 

@@ -47,6 +47,8 @@ class Console:
         self.bars = not (quiet or verbose) and sys.stderr.isatty()
         self.current: tqdm[Any] | None = None
         self.rows = 0
+        # Metrics that say nothing here: top-5 of few classes.
+        self.hidden: set[str] = set()
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -99,15 +101,17 @@ class Console:
         if self.quiet:
             return
         self._write_log(history)
+        shown = {name: heading for name, heading in COLUMNS.items() if name not in self.hidden}
         if self.rows == 0:
-            self.say("  ".join(f"{heading:>11}" for heading in COLUMNS.values()))
+            self.say("  ".join(f"{heading:>11}" for heading in shown.values()))
         self.rows += 1
-        self.say("  ".join(f"{_short(getattr(record, name)):>11}" for name in COLUMNS))
+        self.say("  ".join(f"{_short(getattr(record, name)):>11}" for name in shown))
 
     def show_test(self, metrics: TestMetrics) -> None:
         """Say the metrics of a test alone, and write them to test.json."""
         values = metrics.to_json()
-        self.say(", ".join(f"{name} {_short(value)}" for name, value in values.items()))
+        shown = {name: value for name, value in values.items() if name not in self.hidden}
+        self.say(", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
         if not self.quiet:
             write_json(self.folder / "test.json", values)
 

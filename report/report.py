@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from base.text import printable
-from report import tables
+from report import contact, tables
 from report.events import Events
+from report.page import About, Found
 from report.record import EpochRecord, Json
 from report.tables import Tested
 from training.lr_range import RangeTest
@@ -57,6 +59,10 @@ class Report:
         self.cost = FIRST_COST
         # The best epoch, until its mistakes are drawn.
         self.best: tuple[EpochRecord, Tested] | None = None
+        # What report.html says: of the run, and of the best epoch that was drawn.
+        self.about = About(folder.name)
+        self.found: Found | None = None
+        self.classes: list[str] = []
 
     def open(self, step: int) -> None:
         """Begin, or resume after `step` updates."""
@@ -64,14 +70,34 @@ class Report:
             with self._harmless():
                 self.events = Events(self.folder, step)
 
-    def first_batch(self, images: Tensor) -> None:
+    def first_batch(self, images: Tensor, labels: Tensor) -> None:
         """Show some of the first batch as the network sees it.
 
-        images: (N, 3, S, S) uint8, or float of 0 to 255.
+        images: (N, 3, S, S) uint8, or float of 0 to 255; labels: (N,).
         """
         if self.events is not None:
             with self._harmless():
                 self.events.first_batch(images)
+        if not self.disabled and len(images):
+            with self._harmless():
+                pixels = images[: contact.COUNT].cpu().round().to(torch.uint8)
+                names = self.classes
+                titles = [names[label] for label in labels[: contact.COUNT].tolist()]
+                path = self.folder / "first_batch.png"
+                contact.draw(pixels.permute(0, 2, 3, 1).numpy(), titles, path)
+
+    def _draw_test_batch(self, tested: Tested) -> None:
+        """Draw the first images of the test, with their classes and what they are taken for."""
+        count = min(contact.COUNT, len(tested.labels))
+        if not count:
+            return
+        names, predicted = tested.classes, tested.scores[:count].argmax(1).tolist()
+        titles = [
+            names[label] if label == said else f"{names[label]}\nsaid: {names[said]}"
+            for label, said in zip(tested.labels[:count].tolist(), predicted, strict=True)
+        ]
+        images = tested.preview(tested.indices[:count]).permute(0, 2, 3, 1).numpy()
+        contact.draw(images, titles, self.folder / "test_batch.png")
 
     def epoch(
         self,
@@ -92,6 +118,9 @@ class Report:
         if self.disabled:
             return
         record = history[-1]
+        if len(history) == 1:
+            with self._harmless():
+                self._draw_test_batch(tested)
         if self.events is not None:
             with self._harmless():
                 self.events.epoch(record, losses)
@@ -128,6 +157,10 @@ class Report:
             self._draw_confusion(tested, None)
         with self._harmless():
             self._draw_mistakes(tested, None)
+        with self._harmless():
+            from report import page
+
+            page.write(self.folder, self.about, page.found(tested))
 
     def draw_range(self, found: RangeTest) -> None:
         """Draw findLR.png."""
@@ -139,8 +172,10 @@ class Report:
             pictures.lr_range(found, self.folder / "findLR.png")
 
     def _draw_epoch(self, tested: Tested, history: list[EpochRecord], *, confusion: bool) -> None:
-        """Draw the curves, the confusion of this epoch, and the mistakes of the best one."""
-        from report import pictures
+        """Draw the curves, the confusion of this epoch, and the mistakes of the best one; write
+        report.html.
+        """
+        from report import page, pictures
 
         with self._harmless():
             pictures.curves(history, self.folder / "curves.png")
@@ -154,8 +189,13 @@ class Report:
                     self._write_tables(best, record)
             with self._harmless():
                 self._draw_mistakes(best, record)
+            with self._harmless():
+                self.found = page.found(best, record.epoch)
             # Once is enough: its scores are as large as the test set.
             self.best = None
+        if self.found is not None:
+            with self._harmless():
+                page.write(self.folder, self.about, self.found, len(history))
 
     def _write_tables(self, tested: Tested, record: EpochRecord | None) -> None:
         epoch = None if record is None else record.epoch

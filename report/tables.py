@@ -34,16 +34,25 @@ class Tested:
     path: Callable[[int], str]
     preview: Callable[[np.ndarray], Tensor]
 
+    def name(self, row: int) -> str:
+        """Return what the image of a row is called."""
+        return self.path(int(self.indices[row]))
 
-def write_classes(tested: Tested, path: Path, epoch: int | None = None) -> None:
-    """Write classes.csv: a row each class with its images and metrics. epoch: that it is of."""
+
+def class_rows(tested: Tested) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and a row each class: its images and metrics."""
     columns = per_class(tested.scores, tested.labels)
     names = [printable(name) for name in tested.classes]
     rows = []
     for name, *values, confused in zip(names, *columns.values(), strict=True):
         shown = [_cell(value) for value in values]
         rows.append([name, *shown, "" if confused is None else names[confused]])
-    heading = ["class", *columns]
+    return ["class", *columns], rows
+
+
+def write_classes(tested: Tested, path: Path, epoch: int | None = None) -> None:
+    """Write classes.csv: a row each class with its images and metrics. epoch: that it is of."""
+    heading, rows = class_rows(tested)
     if epoch is not None:
         heading.append("epoch")
         rows = [[*row, str(epoch)] for row in rows]
@@ -74,12 +83,8 @@ def mistake_rows(
 
 def write_mistakes(tested: Tested, path: Path, epoch: int | None = None) -> None:
     """Write mistakes.csv: the rows of `mistake_rows`. epoch: that they are of."""
-    indices = tested.indices.tolist()
-
-    def name(row: int) -> str:
-        return tested.path(indices[row])
-
-    rows, heading = mistake_rows(tested.scores, tested.labels, name, tested.classes), [*MISTAKES]
+    rows = mistake_rows(tested.scores, tested.labels, tested.name, tested.classes)
+    heading = [*MISTAKES]
     if epoch is not None:
         heading.append("epoch")
         rows = [[*row, str(epoch)] for row in rows]

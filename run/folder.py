@@ -30,7 +30,7 @@ RECORD = "options.json"
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
     r"lock|options\.json|log\.(jsonl|csv)|full_train\.log(\.damaged)?|test\.json"
-    r"|curves\.png|confusion(_\d+)?\.png"
+    r"|curves\.png|(first|test)_batch\.png|report\.html|confusion(_\d+)?\.png"
     r"|findLR\.(png|csv)|mistakes\.(png|csv)|images\.npz|classes\.csv|confusion\.csv|bad_images\.csv|split\.csv"
     r"|best\.pt|model(_\d+)?\.pt|step-\d+\.pt"
 )

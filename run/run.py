@@ -223,11 +223,11 @@ class Run:
         position = self.progress.epoch + (self.progress.batch - before) / batches
         return position / self.options.epochs
 
-    def show_step(self, sums: Sums, images: Tensor, batches: int) -> None:
+    def show_step(self, sums: Sums, images: Tensor, labels: Tensor, batches: int) -> None:
         """Show the step that was just computed."""
         assert self.parts is not None
         if self.progress.step == 0:
-            self.report.first_batch(images)
+            self.report.first_batch(images, labels)
         lr, epochs = self.parts[1].lr, self.options.epochs
         self.watch.step(self.progress, sums, lr, len(images), batches, epochs)
 

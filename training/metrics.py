@@ -28,6 +28,15 @@ class Means:
     top5: float | None = None
 
 
+@dataclass(frozen=True)
+class Bin:
+    """Images of about one confidence: its mean, the share that is right, and how many they are."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
 class Criterion:
     """The training loss.
 
@@ -207,3 +216,25 @@ def confident_errors(scores: Tensor, labels: Tensor, most: int | None = None) ->
     of_label = scores.gather(1, labels[:, None])[:, 0]
     wrong = (scores.argmax(1) != labels).nonzero()[:, 0]
     return wrong[of_label[wrong].argsort(stable=True)[:most]]
+
+
+def calibration(scores: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, list[Bin]]:
+    """Return the expected calibration error, in [0, 1], and the bins that hold images.
+
+    scores: (N, K) probabilities; labels: (N,). Guo et al. 2017, arXiv 1706.04599, equation 3: bins
+    of equal width of the largest probability, the gap between it and the accuracy, weighed by
+    images.
+    """
+    best, predicted = scores.double().max(1)
+    hits = (predicted == labels).double()
+    # A probability of 0 is nobody's largest; the upper border belongs to the bin.
+    places = (best * bins).ceil().long().clamp(1, bins) - 1
+    error, found = 0.0, []
+    for place in range(bins):
+        inside = places == place
+        count = int(inside.sum())
+        if count:
+            confidence, accuracy = best[inside].mean().item(), hits[inside].mean().item()
+            error += count / len(labels) * abs(confidence - accuracy)
+            found.append(Bin(confidence, accuracy, count))
+    return error, found

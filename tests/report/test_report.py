@@ -170,7 +170,8 @@ def test_pictures_that_cannot_be_written_do_not_end_a_run(
     report = Report(place, {})
     report.open(0)
     assert "training continues" in capsys.readouterr().err
-    report.first_batch(torch.zeros(4, 3, 8, 8))
+    report.classes = ["a", "b"]
+    report.first_batch(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 1, 0]))
     assert capsys.readouterr().err == ""
 
 

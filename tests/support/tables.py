@@ -37,7 +37,8 @@ def options() -> str:
 
 def datasets() -> str:
     rows = [
-        f"| {name} | {s.imageSize} -> {s.cropSize} | {s.nEpochs} | `{s.augment}` | {s.about} |"
+        f"| {name} | {s.imageSize} -> {s.cropSize} | {'by number' if s.own else s.nEpochs} | "
+        f"`{s.augment}` | {s.about} |"
         for name, s in DATASETS.items()
     ]
     return table(("dataset", "imageSize -> cropSize", "epochs", "augment", "what"), rows)
