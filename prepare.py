@@ -166,7 +166,7 @@ def _add_folder_commands(commands: Commands) -> None:
     about = "what a folder, table or archive holds and what a run would do with it"
     _add_images(_add(commands, "info", info, about))
 
-    about = "decode every image; keep SHA-256s, and tell later what changed"
+    about = "decode every image, find those that are there twice, tell later what changed"
     command = _add(commands, "check", check, about)
     _add_threads(command)
     where = "folder for the lists (default: that of the images)"

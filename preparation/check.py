@@ -1,5 +1,5 @@
-"""Decode every image and keep its SHA-256: later changes are then found, which no
-decoder would notice.
+"""Decode every image and keep its SHA-256: later changes are then found, which no decoder would
+notice. Images that are there twice, or on both sides, are found too.
 """
 
 import functools
@@ -17,6 +17,8 @@ from base.errors import Refused, reason_of
 from base.files import read_rows, refuse_foreign, write_rows
 from base.text import printable
 from datasets import decode, listing
+from preparation import duplicates
+from preparation.duplicates import DUPLICATES, Seen
 from preparation.each import each
 from preparation.sources import Origin, Piece, items_of
 
@@ -29,7 +31,9 @@ SHOWN = 20
 
 
 class Checked(NamedTuple):
-    """What one image is: name, bytes, SHA-256, pixels, and why it is bad ("" where it is good)."""
+    """What one image is: name, bytes, SHA-256, pixels, why it is bad ("" where it is good), and its
+    perceptual hash (-1 for none).
+    """
 
     name: str
     size: int
@@ -37,6 +41,7 @@ class Checked(NamedTuple):
     width: int
     height: int
     reason: str
+    look: int
 
 
 def check_one(pieces: Sequence[Piece], item: tuple[int, int]) -> Checked:
@@ -46,16 +51,17 @@ def check_one(pieces: Sequence[Piece], item: tuple[int, int]) -> Checked:
     content = b""
     width = 0
     height = 0
+    look = -1
 
     try:
         content, (width, height) = images.sized(index)
-        decode.pixels(content)
+        look = duplicates.look_of(decode.pixels(content))
         reason = ""
     except (OSError, ValueError) as error:
         reason = reason_of(error)
 
     digest = hashlib.sha256(content).hexdigest()
-    return Checked(names[index], len(content), digest, width, height, reason)
+    return Checked(names[index], len(content), digest, width, height, reason, look)
 
 
 def check(origin: Origin, processes: int, out: str | None = None) -> int:
@@ -72,6 +78,8 @@ def check(origin: Origin, processes: int, out: str | None = None) -> int:
     listed, path = place / f"{prefix}{BAD}", place / f"{prefix}{MANIFEST}"
     refuse_foreign(listed, BAD_HEADING)
     refuse_foreign(path, HEADING)
+    twice = place / f"{prefix}{DUPLICATES}"
+    refuse_foreign(twice, duplicates.HEADING)
     pieces = origin.pieces()
     items = items_of(pieces)
     work = functools.partial(check_one, pieces)
@@ -92,6 +100,7 @@ def check(origin: Origin, processes: int, out: str | None = None) -> int:
         print(f"bad: {printable(image.name)}: {printable(image.reason)}", file=sys.stderr)
     if len(bad) > SHOWN:
         print(f"{len(bad) - SHOWN} more bad ones stand in {listed}", file=sys.stderr)
+    _tell_duplicates(pieces, items, found, twice)
     for line in differences:
         print(line, file=sys.stderr)
     if differences:
@@ -99,6 +108,38 @@ def check(origin: Origin, processes: int, out: str | None = None) -> int:
         print(f"{len(differences)} differences from {path}: {way}", file=sys.stderr)
 
     return 1 if bad or differences else 0
+
+
+def _tell_duplicates(
+    pieces: Sequence[Piece], items: Sequence[tuple[int, int]], found: list[Checked], path: Path
+) -> None:
+    """Write the images that are there twice, say how many there are, and what is far from the
+    rest.
+    """
+    seen = []
+    for (side, index), image in zip(items, found, strict=True):
+        if not image.reason:
+            images = pieces[side].images
+            label = int(images.labels[index])
+            name = images.classes[label] if label >= 0 else ""
+            pixels = image.width * image.height
+            seen.append(Seen(image.name, side, name, image.digest, image.look, pixels))
+    pairs = duplicates.find(seen)
+    rows = [[pair.kind, str(pair.bits), shown(pair.first), shown(pair.second)] for pair in pairs]
+    write_rows(path, duplicates.HEADING, rows)
+    counts = Counter(pair.kind for pair in pairs)
+    if pairs:
+        told = {
+            "leak": "on both sides (a test is easier for it)",
+            "two classes": "in two classes",
+            "twice": "twice",
+        }
+        parts = [f"{counts[kind]} {text}" for kind, text in told.items() if counts[kind]]
+        print(f"the same or nearly: {', '.join(parts)}: {path}")
+    if seen and all(image.look < 0 for image in seen):
+        print("only equal files were compared: pip install imagehash, for images that look alike")
+    for line in duplicates.remarks(seen):
+        print(printable(line))
 
 
 def _lists_of(where: str, out: str | None) -> tuple[Path, str]:

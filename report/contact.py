@@ -15,8 +15,8 @@ from base.text import printable
 COLUMNS, ROWS = 8, 4
 # Images on a sheet.
 COUNT = COLUMNS * ROWS
-# Pixels: the least side that an image is shown at, a line of text, a letter.
-LEAST_SIDE, LINE, LETTER = 112, 13, 6.2
+# Pixels: the least and the largest side that an image is shown at, a line of text, a letter.
+LEAST_SIDE, MOST_SIDE, LINE, LETTER = 112, 160, 13, 6.2
 MARGIN = 6
 
 
@@ -27,8 +27,9 @@ def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
     """
     images = images[:COUNT]
     side = images.shape[1]
-    factor = max(1, -(-LEAST_SIDE // side))
-    cell = side * factor
+    # Small ones are enlarged by whole factors: each pixel stays a square.
+    cell = min(MOST_SIDE, side * max(1, -(-LEAST_SIDE // side)))
+    kernel = Image.Resampling.NEAREST if cell >= side else Image.Resampling.BILINEAR
     lines = max((title.count("\n") + 1 for title in titles[:COUNT]), default=1)
     rows = -(-len(images) // COLUMNS)
     width = COLUMNS * (cell + MARGIN) + MARGIN
@@ -41,7 +42,7 @@ def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
         row, column = divmod(place, COLUMNS)
         left = MARGIN + column * (cell + MARGIN)
         top = MARGIN + row * (cell + lines * LINE + MARGIN)
-        shown = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
+        shown = Image.fromarray(pixels).resize((cell, cell), kernel)
         sheet.paste(shown, (left, top))
         for number, line in enumerate(title.split("\n")):
             short = textwrap.shorten(printable(line), int(cell / LETTER), placeholder="…")

@@ -59,6 +59,8 @@ class Found:
 def found(tested: Tested, epoch: int | None = None) -> Found:
     """Return what a page shows of a test."""
     columns, classes = class_rows(tested)
+    # The page is for people: classes.csv has all digits.
+    classes = [[_brief(cell) for cell in row] for row in classes]
     rows = mistake_rows(tested.scores, tested.labels, tested.name, tested.classes)
     names = "path", "label", "predicted", "own", "best", "loss"
     mistakes = [dict(zip(names, row, strict=True)) for row in rows[:MAX_MISTAKES]]
@@ -91,6 +93,13 @@ def write(folder: Path, about: About, found: Found, epochs: int = 0) -> None:
     )
     with whole_file(folder / "report.html") as file:
         file.write(text)
+
+
+def _brief(cell: str) -> str:
+    """Return a number with two decimals; any other cell as it is."""
+    whole, dot, digits = cell.partition(".")
+    is_number = dot and whole.isdecimal() and digits.isdecimal() and len(digits) == 4
+    return f"{float(cell):.2f}" if is_number else cell
 
 
 def _lead(found: Found, epochs: int) -> str:

@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from base.files import whole_file
@@ -73,10 +74,15 @@ def curves(history: Sequence[EpochRecord], path: Path) -> None:
         axes.set_title(title)
         axes.legend()
 
-    style = {"color": GREEN, "marker": "v", "markersize": 3, "drawstyle": "steps-post"}
+    best = max(history, key=lambda r: -1.0 if r.test_top1 is None else r.test_top1)
+    if best.test_top1 is not None:
+        marked = f"best: {best.test_top1:.2f} %, epoch {best.epoch}"
+        top1.plot(best.epoch, best.test_top1, "*", color=ORANGE, markersize=11, label=marked)
+        top1.legend()
+    # A record has the rate of its epoch's last step: of what is between nothing is drawn.
     rates = _column(history, "lr")
-    rate.plot(epochs, rates, **style)
-    rate.set_title("learning rate")
+    rate.plot(epochs, rates, color=GREEN, marker="v", markersize=3, linewidth=0.8)
+    rate.set_title("learning rate of each epoch's last step")
     if min(rates) > 0:
         rate.set_yscale("log")
         # A cosine's last step would hide all others.
@@ -162,17 +168,24 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, title: str
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     figure, axes, list_axes = _confusion_figure(count)
 
-    # Few errors among many classes: a logarithmic scale shows single ones.
-    norm = LogNorm(0.1, 100) if count > MAX_NUMBERED else None
-    shown = np.maximum(shares, 0.1) if norm else shares
-    image = axes.imshow(shown, cmap="cividis", norm=norm, interpolation="nearest")
+    # Few errors among many classes: a logarithmic scale shows single ones. One scale for all
+    # epochs, so that two pictures compare; what never happened is white.
+    norm = LogNorm(0.1, 100) if count > MAX_NUMBERED else Normalize(0, 100)
+    never = np.ma.masked_equal(matrix, 0)
+    shown = np.ma.masked_array(np.maximum(shares, 0.1), never.mask)
+    image = axes.imshow(shown, cmap="YlGnBu", norm=norm, interpolation="nearest")
+    if count <= MAX_NUMBERED:
+        # What is right stands apart from the errors.
+        for place in range(count):
+            corner = (place - 0.5, place - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.5))
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the true class")
     axes.set_title(title or "confusion", parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
 
     if count <= MAX_NAMED:
-        _name_classes(axes, classes)
+        _name_classes(axes, classes, matrix.sum(1).tolist())
     if count <= MAX_NUMBERED:
         _number_cells(axes, shares)
     if list_axes is not None:
@@ -198,13 +211,14 @@ def _confusion_figure(count: int) -> tuple[Figure, Axes, Axes | None]:
     return figure, axes, list_axes
 
 
-def _name_classes(axes: Axes, classes: Sequence[str]) -> None:
-    """Write the names of the classes at rows and columns."""
+def _name_classes(axes: Axes, classes: Sequence[str], counts: Sequence[int]) -> None:
+    """Write the names of the classes at rows, with their images, and at columns."""
     count = len(classes)
     size = 9 if count <= MAX_NUMBERED else max(4.5, min(9.0, 640 / count))
     names = [shortened(name) for name in classes]
     axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(count), names, fontsize=size, parse_math=False)
+    rows = [f"{name}  ({images})" for name, images in zip(names, counts, strict=True)]
+    axes.set_yticks(range(count), rows, fontsize=size, parse_math=False)
 
 
 def _number_cells(axes: Axes, shares: np.ndarray) -> None:
@@ -214,7 +228,7 @@ def _number_cells(axes: Axes, shares: np.ndarray) -> None:
         if share >= 0.5:
             style: Style = {"ha": "center", "va": "center", "fontsize": 9}
             axes.text(
-                column, row, f"{share:.0f}", color="black" if share > 55 else "white", **style
+                column, row, f"{share:.0f}", color="white" if share > 55 else "black", **style
             )
 
 

@@ -1,0 +1,96 @@
+"""What prepare.py check says of images that are there twice."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import prepare
+from preparation import duplicates
+from preparation.duplicates import Seen
+
+
+def see(name: str, side: int, label: str, digest: str, look: int = -1, pixels: int = 100) -> Seen:
+    return Seen(name, side, label, digest, look, pixels)
+
+
+def test_the_same_file_is_a_leak_a_doubt_or_a_waste() -> None:
+    images = [
+        see("train/a/1", 0, "a", "x"),
+        see("train/a/2", 0, "a", "x"),
+        see("train/b/3", 0, "b", "x"),
+        see("val/a/4", 1, "a", "x"),
+        see("val/a/5", 1, "a", "y"),
+    ]
+    found = [(pair.kind, pair.second) for pair in duplicates.find(images)]
+    assert found == [("leak", "val/a/4"), ("two classes", "train/b/3"), ("twice", "train/a/2")]
+
+
+def test_near_looks_are_those_that_differ_in_few_bits() -> None:
+    draws = np.random.default_rng(1)
+    looks = [int(value) for value in draws.integers(0, 1 << 63, 300)]
+    # Some that differ in 0 to 6 bits, anywhere.
+    for number in range(60):
+        flipped = draws.choice(64, number % 7, replace=False)
+        looks.append(looks[number] ^ sum(1 << int(bit) for bit in flipped))
+    images = [see(str(n), 0, "a", str(n), look) for n, look in enumerate(looks)]
+    expected = {
+        (str(a), str(b), (looks[a] ^ looks[b]).bit_count())
+        for a in range(len(looks))
+        for b in range(a + 1, len(looks))
+        if (looks[a] ^ looks[b]).bit_count() <= duplicates.NEAR_BITS
+    }
+    found = {(pair.first, pair.second, pair.bits) for pair in duplicates.find(images)}
+    assert found == expected
+    assert len(expected) >= 40
+
+
+def test_a_hundred_blank_pages_are_no_pairs() -> None:
+    images = [see(str(n), 0, "a", str(n), 0) for n in range(100)]
+    assert duplicates.find(images) == []
+
+
+def test_few_images_and_small_ones_are_told() -> None:
+    images = [see(f"a{n}", 0, "a", f"a{n}", pixels=1000) for n in range(40)]
+    images += [see(f"b{n}", 0, "b", f"b{n}", pixels=1000) for n in range(40)]
+    images += [see("c0", 0, "c", "c0", pixels=60)]
+    lines = duplicates.remarks(images)
+    assert lines == [
+        "few images: class c has 1, the middle one 40",
+        "small: 1 images have less than 1/16 of the middle one's pixels, the first is c0",
+    ]
+    assert duplicates.remarks([]) == []
+
+
+def test_a_check_finds_leaks_and_other_sizes_of_an_image(
+    photographs: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imagehash")
+    root = tmp_path / "d"
+    for name in ("train/china", "train/flower", "val/china", "val/flower"):
+        (root / name).mkdir(parents=True)
+    for label, pixels in zip(("china", "flower"), photographs, strict=True):
+        Image.fromarray(pixels).save(root / "train" / label / "a.jpg", quality=90)
+        turned = Image.fromarray(np.ascontiguousarray(pixels[::-1]))
+        turned.save(root / "val" / label / "b.jpg", quality=90)
+    # One on both sides, one again in another size and quality, under another class.
+    shutil.copy(root / "train" / "china" / "a.jpg", root / "val" / "china" / "a.jpg")
+    small = Image.fromarray(photographs[1]).resize((320, 213))
+    small.save(root / "train" / "china" / "small.jpg", quality=70)
+    prepare.main(["check", "--data_dir", str(root), "--nThreads", "1"])
+    said = capsys.readouterr().out
+    assert "1 on both sides (a test is easier for it), 1 in two classes" in said
+    with open(root / "duplicates.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["kind"], row["bits"] == "-1") for row in rows] == [
+        ("leak", True),
+        ("two classes", False),
+    ]
+    assert {rows[0]["first"], rows[0]["second"]} == {"train/china/a.jpg", "val/china/a.jpg"}
+    assert {rows[1]["first"], rows[1]["second"]} == {
+        "train/china/small.jpg",
+        "train/flower/a.jpg",
+    }
