@@ -87,6 +87,7 @@ TESTED_BY = {
     "stem": "stem",
     "interpolation": "interpolation",
     "exif": "exif",
+    "fit": "fit",
 }
 # Images that mean and standard deviation are taken from.
 SAMPLE = 10_000
@@ -530,7 +531,14 @@ def make_test_pipeline(options: Options) -> Pipeline:
 def _make_pipeline(options: Options, steps: list[augmentation.Step], **views: bool) -> Pipeline:
     sizes, seed = (options.imageSize, options.cropSize), options.manualSeed
     try:
-        return Pipeline(steps, *sizes, seed=seed, interpolation=options.interpolation, **views)
+        return Pipeline(
+            steps,
+            *sizes,
+            seed=seed,
+            interpolation=options.interpolation,
+            fit=options.fit,
+            **views,
+        )
     except ValueError as error:
         raise Refused(f"--augment: {error}") from None
 
@@ -555,6 +563,8 @@ def statistics(
         sampled = np.concatenate(list(plan.epoch(0)))
         known |= {"files": files_key(images, sampled), "exif": options.exif}
         known |= {"interpolation": options.interpolation}
+    if options.fit != "crop":
+        known |= {"fit": options.fit}
     keeping = loader if isinstance(loader, KeptLoader | ResidentLoader) else None
     if keeping is not None and len(keeping.plan.pool) < len(images):
         # Only what --limit leaves was decoded.
@@ -615,6 +625,7 @@ def _spec(options: Options, images: Images, display_names: tuple[str, ...]) -> S
         options.interpolation,
         options.exif,
         display_names,
+        options.fit,
     )
 
 
@@ -914,7 +925,7 @@ def print_header(
         "data": _describe_data(options, train, test),
         **_describe_files(options, [train.images, test.images]),
         **_describe_keeping(options, run, train, test),
-        "pixels": f"{options.imageSize} -> {options.cropSize}, {options.augment}",
+        "pixels": f"{_describe_sizes(options)}, {options.augment}",
         "network": _describe_network(network),
         "training": _describe_training(options, run, len(train)),
         "device": _describe_device(options, run, train),
@@ -944,6 +955,11 @@ def _about(options: Options, run: Run, header: dict[str, str]) -> About:
     return About(name, header, opts.differing(options), commands)
 
 
+def _describe_sizes(options: Options) -> str:
+    fit = "" if options.fit == "crop" else f", {options.fit}"
+    return f"{options.imageSize} -> {options.cropSize}{fit}"
+
+
 def _hide_top5(run: Run, images: Images) -> None:
     """Leave out of the console what is 100 % of five classes or fewer."""
     if len(images.classes) < 6:
@@ -962,7 +978,7 @@ def print_test_header(options: Options, run: Run, network: Network, loader: AnyL
     lines = {
         "data": f"{options.dataset}: {count} in {images.where}; {len(images.classes)} classes",
         **_describe_files(options, [images]),
-        "pixels": f"{options.imageSize} -> {options.cropSize}, {options.interpolation}{crops}",
+        "pixels": f"{_describe_sizes(options)}, {options.interpolation}{crops}",
         "network": _describe_network(network),
         "weights": options.retrain or "torchvision's, as published",
         "device": _describe_device(options, run, loader),

@@ -19,6 +19,8 @@ from models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 # Heads that a file may have and a network not.
 AUXILIARY = ("body.aux1.", "body.aux2.", "body.AuxLogits.")
+# What of a photograph is seen.
+FITS = ("crop", "pad", "squash")
 # Pixels a side.
 MAX_SIDE = 1 << 16
 # Field of Spec -> its key in a file.
@@ -30,6 +32,7 @@ KEYS = {
     "stem": "stem",
     "interpolation": "interpolation",
     "exif": "exif",
+    "fit": "fit",
     "display_names": "titles",
 }
 
@@ -39,7 +42,8 @@ class Spec:
     """All that it takes to build a network again: name, class names, sizes in pixels, stem below 64
     pixels.
 
-    exif: "apply" where photographs are turned as theirs says. display_names: what the classes are
+    exif: "apply" where photographs are turned as theirs says; fit: what of a photograph is seen, as
+    of `transforms.Pipeline`. display_names: what the classes are
     called where they are shown, if not by their names.
     """
 
@@ -51,6 +55,7 @@ class Spec:
     interpolation: str = "bilinear"
     exif: str = "ignore"
     display_names: tuple[str, ...] = ()
+    fit: str = "crop"
 
     def to_plain(self) -> State:
         """Return what a file holds."""
@@ -67,7 +72,7 @@ class Spec:
 
     def refuse_wrong(self) -> None:
         """Raise ValueError for a field that no run writes."""
-        texts = (self.net_type, self.stem, self.interpolation, self.exif)
+        texts = (self.net_type, self.stem, self.interpolation, self.exif, self.fit)
         if not all(isinstance(text, str) for text in (*texts, *self.classes, *self.display_names)):
             raise ValueError("a name in it is no text")
         if not all(type(size) is int and 0 < size < MAX_SIDE for size in self._sizes):
@@ -76,6 +81,7 @@ class Spec:
             "stem": (self.stem, ("fast", "fine")),
             "interpolation": (self.interpolation, ("bilinear", "bicubic")),
             "exif": (self.exif, ("ignore", "apply")),
+            "fit": (self.fit, FITS),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -241,6 +247,7 @@ def build(spec: Spec) -> Network:
         image_size=spec.image_size,
         interpolation=spec.interpolation,
         exif=spec.exif,
+        fit=spec.fit,
         display_names=spec.display_names,
     )
 

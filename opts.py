@@ -182,6 +182,13 @@ class Options:
         "turn photographs as their EXIF orientation says: apply, or ignore",
         choices=("ignore", "apply"),
     )
+    fit: str = option(
+        "crop",
+        DATA,
+        "what of a photograph is seen: crop (a square of it), pad (all of it, black beside), or "
+        "squash (all of it, squeezed)",
+        choices=("crop", "pad", "squash"),
+    )
     valShare: float | None = option(
         None,
         DATA,
@@ -681,6 +688,8 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield "--continue keeps the run, --overwrite removes it: leave one of them out"
     if options.flipTest and options.tenCrop:
         yield "--tenCrop has the mirror images of all its crops: leave out --flipTest"
+    if options.fit != "crop" and options.tenCrop:
+        yield f"--fit {options.fit} shows all of an image, --tenCrop parts: leave one of them out"
     if options.pretrained and options.retrain:
         yield "--pretrained and --retrain exclude each other: name one source of weights"
     yield from _wrong_sources(options)
@@ -747,6 +756,9 @@ def _settle(options: Options) -> None:
             setattr(options, name, _settled(name, getattr(options, name)))
     if options.classes and options.classes.lower().endswith(".txt"):
         options.classes = os.path.abspath(os.path.expanduser(options.classes))
+    if options.fit != "crop":
+        # Nothing is cut off where nobody asks for it.
+        options.imageSize = options.imageSize or options.cropSize or source.cropSize
     options.imageSize = options.imageSize or max(source.imageSize, options.cropSize or 0)
     options.cropSize = options.cropSize or min(source.cropSize, options.imageSize)
     if options.schedule is None:
@@ -832,6 +844,8 @@ def unfitting(options: Options) -> Iterator[str]:
     except ValueError as error:
         yield f"argument --augment: {error}"
 
+    if options.fit != "crop" and any(step.name == "scale" for step in options.steps):
+        yield f"--fit {options.fit} shows all of an image: leave scale out of --augment"
     yield from _settle_decoded(options)
     if options.nEpochs is not None and options.warmup >= options.nEpochs:
         yield f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it"

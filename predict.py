@@ -123,7 +123,8 @@ def _read(network: model.Network, images: FileImages, exif: str | None) -> Itera
     """Yield batches of pixels as the network sees them."""
     spec = network.spec
     images.turn = (exif or spec.exif) == "apply"
-    pipeline = Pipeline([], spec.image_size, spec.crop_size, interpolation=spec.interpolation)
+    sizes = spec.image_size, spec.crop_size
+    pipeline = Pipeline([], *sizes, interpolation=spec.interpolation, fit=spec.fit)
     plan = Plan(len(images), BATCH)
     reader = Reader(images, pipeline, plan, finishes=False)
     return (reader[Task(0, batch_index)] for batch_index in range(len(plan)))

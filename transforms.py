@@ -57,18 +57,22 @@ class Scaling:
     """What is done to a whole image before its pixels are kept for all epochs.
 
     shorter: pixels that its shorter side is scaled to; enlarge: a smaller one too; headroom: as of
-    `Window`.
+    `Window`; fit: as of `Pipeline`.
     """
 
     shorter: int
     enlarge: bool
     headroom: float
     interpolation: str
+    fit: str = "crop"
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height that an image gets, rounded down as `Pipeline.windows`
         does.
         """
+        if self.fit != "crop":
+            wide, tall = fitted(np.array([[width, height]], np.float64), self.shorter, self.fit)[0]
+            return int(wide), int(tall)
         least = min(width, height)
         if least <= self.shorter and not self.enlarge:
             return width, height
@@ -99,7 +103,9 @@ class Pipeline:
     steps: from `augmentation.parse`; sizes in pixels; seed: of the run.
 
     ten: give the four corners and the centre of each image, (N, 5, ...), for ten-crop testing;
-    mirrored: in testing, each image and its mirror image count.
+    mirrored: in testing, each image and its mirror image count. fit: what the square of image_size
+    is: "crop", as wide as the shorter side; "pad", as wide as the longer one, black beside the
+    image; "squash", the whole image squeezed.
 
     Raises ValueError where a scale is less than the crop.
     """
@@ -114,11 +120,12 @@ class Pipeline:
         interpolation: str = "bilinear",
         ten: bool = False,
         mirrored: bool = False,
+        fit: str = "crop",
     ) -> None:
         self.image_size, self.crop_size = image_size, crop_size
         self.seed = seed
         self.interpolation = interpolation
-        self.ten, self.mirrored = ten, mirrored
+        self.ten, self.mirrored, self.fit = ten, mirrored, fit
         self.all_steps = steps
         self.window_steps = {step.name: step.values for step in steps if step.entry.stage == WINDOW}
         self.steps = [step for step in steps if WINDOW < step.entry.stage < MIX]
@@ -134,7 +141,13 @@ class Pipeline:
     def single_crop(self) -> "Pipeline":
         """Return the pipeline with one part an image, the centre in ten-crop testing."""
         sizes = self.image_size, self.crop_size
-        return Pipeline(self.all_steps, *sizes, seed=self.seed, interpolation=self.interpolation)
+        return Pipeline(
+            self.all_steps,
+            *sizes,
+            seed=self.seed,
+            interpolation=self.interpolation,
+            fit=self.fit,
+        )
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -178,7 +191,9 @@ class Pipeline:
         size: shorter side where each window is resized by another factor, where a file has so many.
         """
         shorter = size if self.varied and size is not None else self.image_size
-        return Scaling(shorter, not self.varied, self._headroom, self.interpolation)
+        # Random windows are cut out of the image as it is.
+        fit = "crop" if self.varied else self.fit
+        return Scaling(shorter, not self.varied, self._headroom, self.interpolation, fit)
 
     def _placement(
         self, sides: np.ndarray, epoch: int, indices: np.ndarray
@@ -191,16 +206,18 @@ class Pipeline:
             least, most = self.window_steps["scale"]
             shorter = np.floor(least + self._draws("scale", epoch, indices) * (most - least + 1))
 
-        # Rounding down, as torchvision's Resize does: otherwise test figures would differ from
-        # published ones.
-        scaled = np.floor(shorter * sides / sides.min(1, keepdims=True))
+        scaled = fitted(sides, shorter, self.fit)
+        # What a window lies in: the image, or the square that it is padded to.
+        canvas = np.maximum(scaled, self.image_size) if self.fit == "pad" else scaled
+        border = np.floor((canvas - scaled) / 2)
 
-        free = scaled - self.crop_size
+        free = canvas - self.crop_size
         if "crop" not in self.window_steps:
-            return scaled, np.rint(free / 2)
+            return scaled, np.rint(free / 2) - border
         draws = self._draws("crop", epoch, indices)
         # One more position than free pixels, so that both borders are reached.
-        return scaled, np.floor(draws * (free + 2 * self.padding + 1)) - self.padding
+        offset = np.floor(draws * (free + 2 * self.padding + 1)) - self.padding
+        return scaled, offset - border
 
     def _boxes(self, sides: np.ndarray, scaled: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """Return the squares in pixels of the stored images, (N, 4), or (N, 5, 4) in ten-crop
@@ -253,7 +270,7 @@ class Pipeline:
 
         size = int(placement.scaled[0, 1]), int(placement.scaled[0, 0])
         if size != tuple(pixels.shape[2:]):
-            one_crop = not (self.ten or self.padding)
+            one_crop = not (self.ten or self.padding or self.fit == "pad")
             if one_crop and not on_host:
                 return resized_crop(pixels, size, sent, self.crop_size, self.interpolation)
             if one_crop and "crop" not in self.window_steps:
@@ -263,7 +280,16 @@ class Pipeline:
             pixels = resize(pixels, size, self.interpolation)
         if self.ten:
             return five_crops(pixels, self.crop_size)
-        return crop(pixels, sent, self.crop_size, self.padding)
+        return crop(pixels, sent, self.crop_size, self._beyond(placement.corners, size))
+
+    def _beyond(self, corners: np.ndarray, size: tuple[int, int]) -> int:
+        """Return how far windows may reach over the border of images of this size, height and
+        width.
+        """
+        if self.fit != "pad":
+            return self.padding
+        ends = corners + self.crop_size - np.array(size[::-1])
+        return max(0, -int(corners.min()), int(ends.max()))
 
     def draw_uniforms(self, epoch: int, indices: np.ndarray) -> Tensor:
         """Return the random numbers of all steps after the window, side by side: (N, sum of draws)
@@ -353,6 +379,21 @@ def _cut_each(pixels: Tensor, window: Window, boxes: Tensor, interpolation: str)
 def cut_boxes(pixels: Tensor, window: Window, boxes: Tensor, interpolation: str) -> Tensor:
     """Cut another box out of each image of a batch and resize it, on any device."""
     return resized_boxes(pixels, boxes, window.size, window.whole, interpolation)
+
+
+def fitted(sides: np.ndarray, side: Any, fit: str) -> np.ndarray:
+    """Return the whole pixels that images are scaled to, (N, 2) width and height.
+
+    sides: (N, 2) of the stored images; side: of the square that they are to fill, or fit in.
+
+    Rounding down, as torchvision's Resize does: otherwise test figures would differ from published
+    ones.
+    """
+    if fit == "squash":
+        return np.broadcast_to(np.floor(np.asarray(side, np.float64)), sides.shape).copy()
+    if fit == "pad":
+        return np.maximum(1.0, np.floor(side * sides / sides.max(1, keepdims=True)))
+    return np.floor(side * sides / sides.min(1, keepdims=True))
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -173,7 +173,9 @@ def scaled(data: bytes, scaling: Scaling, most: int, *, turn: bool = False) -> n
     wide, tall = scaling.size(width, height)
     if wide * tall > most:
         raise OverLimit(f"{wide} x {tall} scaled pixels are more than the {most} allowed", "pixels")
-    image = pixels(data, _reduction(height / tall, scaling.headroom), turn=turn)
+    # Squeezed, one axis may be much less too large than the other.
+    scale = min(width / wide, height / tall) if scaling.fit == "squash" else height / tall
+    image = pixels(data, _reduction(scale, scaling.headroom), turn=turn)
     if image.shape[:2] == (tall, wide):
         return image
     planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)

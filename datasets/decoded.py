@@ -95,9 +95,9 @@ def keys_of(images: FileImages) -> np.ndarray:
 def how(images: FileImages, scaling: Scaling) -> str:
     """Return what the pixels depend on beside the files, as text."""
     versions = {name: version(name) for name in DECODERS}
-    return json.dumps(
-        [FORMAT, *vars(scaling).values(), images.turn, images.limits.pixels, versions]
-    )
+    # Pixels of before fit there was one are found again.
+    scaled = [value for name, value in vars(scaling).items() if (name, value) != ("fit", "crop")]
+    return json.dumps([FORMAT, *scaled, images.turn, images.limits.pixels, versions])
 
 
 def folder_name(images: FileImages, scaling: Scaling) -> str:

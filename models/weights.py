@@ -101,7 +101,7 @@ def _read_safetensors(path: str) -> Plain:
 def _ours(state: dict[str, Tensor], about: dict[str, str]) -> State:
     """Return an export of our own as a file of weights is: `model` says what network it is."""
     spec: State = {name: json.loads(about[name]) for name in ("classes", "titles")}
-    for name in ("netType", "stem", "interpolation", "exif"):
+    for name in ("netType", "stem", "interpolation", "exif", "fit"):
         if name in about:
             spec[name] = about[name]
     for name in ("imageSize", "cropSize"):

@@ -118,15 +118,17 @@ def test_a_sheet_shows_what_was_named(weights: Path, tmp_path: Path) -> None:
 SIZES = [(427, 640), (301, 223), (97, 411), (64, 63), (20, 24), (600, 31)]
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("turned", "fit"), [(False, "crop"), (True, "crop"), (False, "pad"), (True, "squash")]
+)
 def test_the_documented_script_prints_what_predict_prints(
-    turned: bool, weights: Path, tmp_path: Path, photographs: list[np.ndarray], capsys
+    turned: bool, fit: str, weights: Path, tmp_path: Path, photographs: list[np.ndarray], capsys
 ) -> None:
     """On photographs of odd sizes, without this suite and without torch."""
     code = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) <= 20
     value = archive.read(weights)
-    value["model"]["exif"] = "apply" if turned else "ignore"
+    value["model"] |= {"exif": "apply" if turned else "ignore", "fit": fit}
     torch.save(value, tmp_path / "best.pt")
     for number, (height, width) in enumerate(SIZES):
         exif = Image.Exif()
