@@ -33,6 +33,11 @@ def build_parser() -> Parser:
     parser.add_argument("file", type=path_of, help=about)
     parser.add_argument("--to", choices=KINDS, required=True, help="format")
     parser.add_argument("out", type=file_of, help="file to write")
+    about = (
+        "fit a temperature to labelled images that were not trained on, and put it into the file: "
+        "a folder of class folders or parts, a table, shards or Parquet files"
+    )
+    parser.add_argument("--calibrate", type=path_of, metavar="IMAGES", help=about)
     return parser
 
 
@@ -47,7 +52,11 @@ from torch import Tensor, nn
 import model
 from base.errors import Failed, Refused, clear_errors
 from base.files import is_special, refuse_target, replacing
-from models import weights
+from datasets import given
+from datasets.images import Limits
+from loading import seen
+from models import temperature, weights
+from training.metrics import calibration
 
 # Largest difference of a probability between the file and the network.
 CLOSE = 1e-4
@@ -56,14 +65,20 @@ BATCHES = (1, 3)
 
 
 class Probabilities(nn.Module):
-    """What is exported: uint8 images (N, 3, S, S) -> probabilities (N, K) float32."""
+    """What is exported: uint8 images (N, 3, S, S) -> probabilities (N, K) float32.
 
-    def __init__(self, network: model.Network) -> None:
+    temperature: what logits are divided by.
+    """
+
+    def __init__(self, network: model.Network, temperature: float = 1.0) -> None:
         super().__init__()
         self.network = network
+        self.temperature = temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(images).float().softmax(1)
+        logits = self.network(images).float()
+        # A graph without one has no division.
+        return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
 
 def metadata(network: model.Network, source: str) -> dict[str, str]:
@@ -86,7 +101,7 @@ def metadata(network: model.Network, source: str) -> dict[str, str]:
 
 
 def to_onnx(
-    network: model.Network, about: dict[str, str], path: Path
+    outputs: Probabilities, about: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
     """Write an ONNX file; return a function that runs it in onnxruntime."""
     onnxruntime = _needed("onnxruntime")
@@ -94,8 +109,8 @@ def to_onnx(
     _needed("onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     program = torch.onnx.export(
-        Probabilities(network),
-        (_examples(network, 2),),
+        outputs,
+        (_examples(outputs.network, 2),),
         dynamo=True,
         dynamic_shapes=_any_count(),
         verbose=False,
@@ -110,10 +125,10 @@ def to_onnx(
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
+def to_pt2(outputs: Probabilities, about: dict[str, str], path: Path) -> Callable[[Tensor], Tensor]:
     """Write what torch.export.load reads; return a function that runs it."""
     program = torch.export.export(
-        Probabilities(network), (_examples(network, 2),), dynamic_shapes=_any_count()
+        outputs, (_examples(outputs.network, 2),), dynamic_shapes=_any_count()
     )
     # Open files: torch doubts a path that does not end in .pt2, as a temporary one does not.
     buffer = io.BytesIO()
@@ -125,17 +140,18 @@ def to_pt2(network: model.Network, about: dict[str, str], path: Path) -> Callabl
 
 
 def to_safetensors(
-    network: model.Network, about: dict[str, str], path: Path
+    outputs: Probabilities, about: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
     """Write the weights; return a function that runs the network with them."""
     _needed("safetensors")
     from safetensors.torch import load_file, save_file
 
+    network = outputs.network
     save_file(
         {name: value.contiguous() for name, value in network.state_dict().items()}, str(path), about
     )
     network.load_state_dict(load_file(str(path)))
-    return Probabilities(network)
+    return outputs
 
 
 FORMATS = {"onnx": to_onnx, "pt2": to_pt2, "safetensors": to_safetensors}
@@ -165,15 +181,15 @@ def _examples(network: model.Network, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -> float:
+def check(outputs: Probabilities, run: Callable[[Tensor], Tensor], path: Path) -> float:
     """Return the largest difference of a probability between the file and the network.
 
     Raises Failed above 1e-4.
     """
     worst = 0.0
     for count in BATCHES:
-        images = _examples(network, count)
-        apart = (run(images) - Probabilities(network)(images)).abs().max().item()
+        images = _examples(outputs.network, count)
+        apart = (run(images) - outputs(images)).abs().max().item()
         # NaN is larger than nothing: max would drop it.
         worst = apart if not apart <= worst else worst
     if not worst <= CLOSE:
@@ -185,16 +201,16 @@ def check(network: model.Network, run: Callable[[Tensor], Tensor], path: Path) -
     return worst
 
 
-def export(source: str, kind: str, out: Path) -> float:
+def export(source: str, kind: str, out: Path, calibrate: str | None = None) -> float:
     """Write `source` as `kind` to `out`, checked; return the largest difference.
 
-    Raises Refused, Failed.
+    calibrate: labelled images that a temperature is fitted to. Raises Refused, Failed.
     """
     refuse_target(out, source)
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
     with _room(out):
-        return _export(source, kind, out)
+        return _export(source, kind, out, calibrate)
 
 
 @contextlib.contextmanager
@@ -210,20 +226,52 @@ def _room(out: Path) -> Iterator[None]:
         raise Failed(f"cannot write {out}: {error}") from None
 
 
-def _export(source: str, kind: str, out: Path) -> float:
+def _export(source: str, kind: str, out: Path, calibrate: str | None) -> float:
     network = model.load(source)
     about = metadata(network, source)
+    outputs = Probabilities(network)
+    if calibrate is not None:
+        outputs.temperature = _temperature(network, calibrate)
+        about["temperature"] = repr(outputs.temperature)
     # Run beside the network before it takes its name: a wrong file is never left.
     with replacing(out) as temporary, warnings.catch_warnings():
         # torch's own, about its insides.
         warnings.simplefilter("ignore")
-        return check(network, FORMATS[kind](network, about, temporary), out)
+        return check(outputs, FORMATS[kind](outputs, about, temporary), out)
+
+
+@torch.inference_mode()
+def _temperature(network: model.Network, source: str) -> float:
+    """Return the temperature of labelled images, and say what it changes. Raises Refused."""
+    images = given.labelled(source, list(network.spec.classes), Limits())
+    logits, labels = [], []
+    for pixels, indices, bad in seen.batches(network.spec, images):
+        if bad:
+            raise Refused(f"{bad[0].path}: {bad[0].reason}")
+        logits.append(network(pixels).float())
+        labels.append(torch.from_numpy(images.labels)[indices])
+    scores, truth = torch.cat(logits), torch.cat(labels)
+    found = temperature.fit(scores, truth)
+    told = []
+    for divisor in (1.0, found):
+        probabilities = temperature.scaled(scores, divisor)
+        error, _ = calibration(probabilities, truth)
+        loss = torch.nn.functional.nll_loss(probabilities.log(), truth).item()
+        told.append(f"{100 * error:.1f} %, loss {loss:.4f}")
+    print(
+        f"temperature {found:.3f} of {len(truth)} images: calibration error {told[0]} -> {told[1]}"
+    )
+    return found
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.calibrate and arguments.to == "safetensors":
+        parser.error("--calibrate belongs into a graph: give --to onnx or pt2")
     with clear_errors():
-        worst = export(arguments.file, arguments.to, arguments.out)
+        given_files = arguments.file, arguments.to, arguments.out
+        worst = export(*given_files, calibrate=arguments.calibrate)
         size = arguments.out.stat().st_size / 1e6
         print(
             f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} "

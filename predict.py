@@ -75,14 +75,11 @@ from base.errors import Refused, clear_errors, with_way_out
 from base.files import refuse_target
 from base.text import printable
 from datasets import folder, given
-from datasets.given import BATCH
 from datasets.images import FileImages, Limits
-from loading.plan import Plan
-from loading.workers import Decoded, Reader, Task
+from loading import seen
 from models import explain
 from report import predictions
 from report.predictions import Prediction
-from transforms import Pipeline
 
 
 @torch.inference_mode()
@@ -100,7 +97,7 @@ def predict(
     over each image and its mirror image.
     """
     names = network.spec.display_names or network.spec.classes
-    for pixels, indices, bad in _read(network, images, exif):
+    for pixels, indices, bad in seen.batches(network.spec, images, exif):
         found: dict[int, Prediction] = {}
         if len(pixels):
             scores, own = _scores(network, pixels, mirrored=mirrored)
@@ -119,17 +116,6 @@ def predict(
         yield from (found[index] for index in sorted(found))
 
 
-def _read(network: model.Network, images: FileImages, exif: str | None) -> Iterator[Decoded]:
-    """Yield batches of pixels as the network sees them."""
-    spec = network.spec
-    images.turn = (exif or spec.exif) == "apply"
-    sizes = spec.image_size, spec.crop_size
-    pipeline = Pipeline([], *sizes, interpolation=spec.interpolation, fit=spec.fit)
-    plan = Plan(len(images), BATCH)
-    reader = Reader(images, pipeline, plan, finishes=False)
-    return (reader[Task(0, batch_index)] for batch_index in range(len(plan)))
-
-
 def _scores(network: model.Network, pixels: Tensor, *, mirrored: bool) -> tuple[Tensor, Tensor]:
     """Return probabilities, (N, K), and features, (N, F)."""
     last = model.weight_layers(network)[-1]
@@ -143,13 +129,10 @@ def _scores(network: model.Network, pixels: Tensor, *, mirrored: bool) -> tuple[
 
 def pixels_of(network: model.Network, found: Sequence[Prediction], exif: str | None) -> Tensor:
     """Return what the network saw of images, (n, 3, S, S) uint8."""
-    read = [
-        pixels
-        for prediction in found
-        for pixels, _, _ in _read(
-            network, prediction.source.chosen(np.array([prediction.index])), exif
-        )
-    ]
+    read = []
+    for prediction in found:
+        image = prediction.source.chosen(np.array([prediction.index]))
+        read += [pixels for pixels, _, _ in seen.batches(network.spec, image, exif)]
     return torch.cat(read)
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from common import ROOT
@@ -18,6 +19,8 @@ import model
 import predict
 from base import archive
 from base.errors import Failed
+from models import temperature
+from training.metrics import calibration
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,11 @@ def test_nothing_is_left_where_an_export_fails(
         assert "Traceback" not in capsys.readouterr().err
     network = model.load(str(weights))
     with pytest.raises(Failed, match="differ by"):
-        export.check(network, lambda images: torch.zeros(len(images), 3), tmp_path / "x")
+        export.check(
+            export.Probabilities(network),
+            lambda images: torch.zeros(len(images), 3),
+            tmp_path / "x",
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -160,3 +167,57 @@ def named(line: str) -> dict[str, float]:
     """Return the percent that a line gives each class."""
     words = [part.rsplit(" ", 1) for part in line.split(": ", 1)[1].split(", ")]
     return {name: float(percent.rstrip("%")) for name, percent in words}
+
+
+def test_a_temperature_is_the_one_with_the_lowest_loss() -> None:
+    draws = torch.Generator().manual_seed(1)
+    truth = torch.randn(4000, 4, generator=draws)
+    labels = torch.multinomial(truth.softmax(1), 1, generator=draws)[:, 0]
+    # A network that is three times too sure.
+    found = temperature.fit(3 * truth, labels)
+    assert found == pytest.approx(3, rel=0.1)
+    losses = [
+        torch.nn.functional.cross_entropy(3 * truth / t, labels).item()
+        for t in (found, 0.99 * found, 1.01 * found)
+    ]
+    assert losses[0] <= min(losses[1:])
+    before, _ = calibration((3 * truth).softmax(1), labels)
+    after, _ = calibration(temperature.scaled(3 * truth, found), labels)
+    assert after < before / 3
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_calibrated_graph_divides_by_its_temperature(
+    kind: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = model.load(str(weights))
+    noise = np.random.default_rng(1)
+    for number in range(24):
+        name = network.spec.classes[number % len(network.spec.classes)]
+        path = tmp_path / "d" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+    out = tmp_path / f"x.{kind}"
+    export.main([str(weights), "--to", kind, str(out), "--calibrate", str(tmp_path / "d")])
+    said = capsys.readouterr().out
+    assert "of 24 images: calibration error" in said
+    divisor = float(said.split()[1])
+    side = network.spec.crop_size
+    images = torch.from_numpy(noise.integers(0, 256, (2, 3, side, side), np.uint8))
+    with torch.no_grad():
+        expected = (network(images).float() / divisor).softmax(1)
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+        assert float(session.get_modelmeta().custom_metadata_map["temperature"]) == pytest.approx(
+            divisor, abs=1e-3
+        )
+    else:
+        found = torch.export.load(str(out)).module()(images)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_weights_alone_have_no_temperature(weights: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        export.main([str(weights), "--to", "safetensors", "x", "--calibrate", "d"])
+    assert "--calibrate belongs into a graph" in capsys.readouterr().err
