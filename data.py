@@ -26,6 +26,7 @@ from loading.workers import (
     Task,
     Tasks,
     check_shared_memory,
+    own_modules_first,
     refusal,
     shorten_socket_paths,
     start_worker,
@@ -227,7 +228,8 @@ class FileLoader(HostLoader):
             if workers:
                 # Start them now: a fork later, beside a thread that writes a checkpoint, can
                 # inherit a held lock.
-                iter(self.loader)
+                with own_modules_first():
+                    iter(self.loader)
                 self.deaths = WorkerWatch.installed()
 
     def _worker_settings(self, workers: int, start_method: str) -> Keywords:

@@ -189,6 +189,10 @@ class Report:
                     self._write_tables(best, record)
             with self._harmless():
                 self._draw_mistakes(best, record)
+            # What report.html shows is all of one epoch.
+            if not (confusion and record is history[-1]):
+                with self._harmless():
+                    self._draw_confusion(best, record)
             with self._harmless():
                 self.found = page.found(best, record.epoch)
             # Once is enough: its scores are as large as the test set.

@@ -1,15 +1,20 @@
 """Workers: lost ones are named, bad images counted, and nothing grows."""
 
 import multiprocessing
+import os
 import queue
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bad_images
 import pytest
 import soak
 import worker_deaths
+from common import ROOT
 
 from loading.deaths import WorkerWatch
 
@@ -73,3 +78,29 @@ def test_memory_files_and_threads_stay() -> None:
     assert (
         result["more_threads"] == result["files_left_open"] == result["left_in_shared_memory"] == 0
     )
+
+
+@pytest.mark.parametrize("elsewhere", ["working folder", "PYTHONPATH"])
+def test_workers_run_this_copy_of_the_suite(elsewhere: str, images: Path, tmp_path: Path) -> None:
+    # Another copy, as `pip install -e` of another clone brings it: its files say so.
+    other = tmp_path / "other"
+    (other / "loading").mkdir(parents=True)
+    told = "import pathlib\npathlib.Path(__file__).with_name('used').touch()\n"
+    for name in ("data.py", "loading/__init__.py", "loading/shield.py"):
+        (other / name).write_text(told)
+    command = [sys.executable, str(ROOT / "main.py"), "--dataset", "folder", "--data_dir", images]
+    small = "--imageSize 24 --cropSize 20 --nEpochs 1 --nThreads 1 --GPU -1"
+    command += small.split()
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env |= {"PYTHONPATH": str(other)} if elsewhere == "PYTHONPATH" else {}
+    folder = other if elsewhere == "working folder" else tmp_path
+    result = subprocess.run(
+        [*command, "--expDir", tmp_path, "--logger", "none"],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 0, result.stderr
+    assert not list(other.rglob("used"))

@@ -92,6 +92,8 @@ def test_a_run_leaves_a_page_with_its_pictures_and_links(tmp_path: Path) -> None
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     best = max(log, key=lambda line: line["test_top1"])
     assert f"Test top-1 {best['test_top1']:.2f} % in epoch {best['epoch']}" in text
+    # All that it shows is of the best epoch.
+    assert (run / f"confusion_{best['epoch']}.png").exists()
     # Curves, confusion, first batch, first test batch, and mistakes where there are some.
     pictures = sum(tag == "img" for tag, _ in reader.tags)
     assert pictures == 4 + (run / "mistakes.png").exists()
