@@ -931,7 +931,7 @@ def print_header(
         "device": _describe_device(options, run, train),
         "folder": f"{run.folder}",
     }
-    if not options.test:
+    if not (options.test or options.findLR):
         lines["folder"] += f"; resume with: {run.options.resume_command}"
     run.report.about = _about(options, run, lines)
     run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))

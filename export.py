@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -207,6 +208,8 @@ def export(source: str, kind: str, out: Path, calibrate: str | None = None) -> f
     calibrate: labelled images that a temperature is fitted to. Raises Refused, Failed.
     """
     refuse_target(out, source)
+    if calibrate is not None and os.path.exists(calibrate):
+        refuse_target(out, calibrate)
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
     with _room(out):

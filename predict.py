@@ -136,6 +136,10 @@ def pixels_of(network: model.Network, found: Sequence[Prediction], exif: str | N
     return torch.cat(read)
 
 
+# What may be read in a folder that is named.
+READ = (*folder.ENDINGS, ".tar", ".parquet", ".zip")
+
+
 def _targets(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the files to write, by their options."""
     names = "csv", "sheet", "mistakes", "embed", "explain"
@@ -155,7 +159,7 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
             if read:
                 refuse_target(path, read)
         for named in map(os.path.expanduser, arguments.images):
-            is_image = path.lower().endswith(folder.ENDINGS) and os.path.exists(path)
+            is_image = path.lower().endswith(READ) and os.path.exists(path)
             if not os.path.isdir(named):
                 refuse_target(path, named)
             elif is_image and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(named)):

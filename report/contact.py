@@ -2,7 +2,6 @@
 batches.
 """
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +44,8 @@ def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
         shown = Image.fromarray(pixels).resize((cell, cell), kernel)
         sheet.paste(shown, (left, top))
         for number, line in enumerate(title.split("\n")):
-            short = textwrap.shorten(printable(line), int(cell / LETTER), placeholder="…")
-            pen.text((left, top + cell + number * LINE), short or line[:8], fill="black", font=font)
+            text, most = printable(line), int(cell / LETTER)
+            text = text if len(text) <= most else f"{text[: most - 1]}…"
+            pen.text((left, top + cell + number * LINE), text, fill="black", font=font)
     with whole_file(path, "wb") as file:
         sheet.save(file, format="PNG")

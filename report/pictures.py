@@ -102,7 +102,9 @@ def lr_range(found: RangeTest, path: Path) -> None:
         axes.axvline(found.suggestion, color=RED, label=f"suggested: {found.suggestion:g}")
     axes.set_xscale("log")
     # Where it diverges would flatten all that is before.
-    axes.set_ylim(0, 1.5 * max(found.smoothed[:10]))
+    first = [loss for loss in found.smoothed[:10] if np.isfinite(loss)]
+    if first:
+        axes.set_ylim(0, 1.5 * max(first))
     axes.set_title("learning-rate range test")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")

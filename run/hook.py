@@ -27,7 +27,7 @@ class Hook:
         try:
             self.function(record, self.run)
         # It is not our code: whatever goes wrong in it must not cost what was trained.
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self.failed:
                 what = f"{type(error).__name__}: {printable(error)}"
                 told = f"--hook {self.name} failed: {what}; training continues"
@@ -44,7 +44,7 @@ def load(name: str, run: Json) -> Hook:
     try:
         found = getattr(import_module(module), function)
     # A module of the user's may raise anything as it is imported.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {printable(error)}"
         raise Refused(f"--hook {name} cannot be imported: {what}") from None
     if not callable(found):
