@@ -57,8 +57,7 @@ def read(folder: Path) -> FinishedRun:
 
 def rows(runs: dict[str, FinishedRun]) -> list[list[str]]:
     """Return the table, its heading first."""
-    # Options that all runs know: an older run lacks the newer ones. Which epochs and batch are
-    # a default's and which were given makes no difference: all are written down as they were.
+    # Options that all runs know: an older run lacks the newer ones.
     known = set.intersection(*(set(run.options) for run in runs.values())) - LOCATIONS
     differing = sorted(name for name in known if _differs(name, runs))
     metrics = ["epochs", "best top-1", "epoch", "last top-1", "hours", "images/s"]

@@ -343,7 +343,8 @@ def make_loaders(options: Options, run: Run) -> tuple[AnyLoader, AnyLoader]:
 
 def _settle_sizes(options: Options) -> None:
     """Take the sizes that timm's weights were made for, where none are given. Raises Refused."""
-    if not options.netType.startswith(TIMM) or options.continue_:
+    resumes = options.continue_ and (options.folder / folder.RECORD).exists()
+    if not options.netType.startswith(TIMM) or resumes:
         return
     if {"cropSize", "imageSize"} & options.given.keys() or options.dataset not in FILES:
         return
@@ -516,19 +517,8 @@ def _has_batch_norm(options: Options) -> bool:
         return has_batch_norm(model.create(options.netType, 2, options.cropSize))
 
 
-def make_pipeline(options: Options, steps: list[augmentation.Step]) -> Pipeline:
-    """Return the pipeline of training. Raises Refused."""
-    return _make_pipeline(options, steps)
-
-
-def make_test_pipeline(options: Options) -> Pipeline:
-    """Return the pipeline of testing, which has no steps: what is random must not touch a
-    figure.
-    """
-    return _make_pipeline(options, [], ten=options.tenCrop, mirrored=options.flipTest)
-
-
-def _make_pipeline(options: Options, steps: list[augmentation.Step], **views: bool) -> Pipeline:
+def make_pipeline(options: Options, steps: list[augmentation.Step], **views: bool) -> Pipeline:
+    """Return the pipeline of one pass. views: of testing. Raises Refused."""
     sizes, seed = (options.imageSize, options.cropSize), options.manualSeed
     try:
         return Pipeline(
@@ -541,6 +531,13 @@ def _make_pipeline(options: Options, steps: list[augmentation.Step], **views: bo
         )
     except ValueError as error:
         raise Refused(f"--augment: {error}") from None
+
+
+def make_test_pipeline(options: Options) -> Pipeline:
+    """Return the pipeline of testing, which has no steps: what is random must not touch a
+    figure.
+    """
+    return make_pipeline(options, [], ten=options.tenCrop, mirrored=options.flipTest)
 
 
 def statistics(
@@ -574,7 +571,7 @@ def statistics(
     cache_key = json.dumps(known)
 
     def compute() -> tuple[list[float], list[float]]:
-        pipeline, skip = _make_pipeline(options, []), options.badImages == "skip"
+        pipeline, skip = make_pipeline(options, []), options.badImages == "skip"
         source: AnyLoader
         if keeping is not None:
             source = keeping.again(pipeline, plan)
@@ -812,14 +809,18 @@ def show_range(options: Options, run: Run, found: RangeTest) -> None:
     names = "learning_rate", "loss", "smoothed"
     columns = zip(found.rates, found.losses, found.smoothed, strict=True)
     rows = [[f"{value:.6g}" for value in row] for row in columns]
-    write_rows(run.folder / "findLR.csv", list(names), rows)
+    written, drawn = run.folder / "findLR.csv", run.folder / "findLR.png"
+    write_rows(written, list(names), rows)
+    # Of an earlier test, where this one draws none.
+    drawn.unlink(missing_ok=True)
     run.report.draw_range(found)
+    shown = drawn if drawn.exists() else written
     count = f"{len(found.rates)} steps up to a learning rate of {found.rates[-1]:.3g}"
     if found.suggestion is None:
-        run.console.say(f"{count}: the loss never fell; look at {run.folder / 'findLR.csv'}")
+        run.console.say(f"{count}: the loss never fell; see {shown}")
         return
     way = f"--LR {found.suggestion:g} --schedule {options.schedule}"
-    run.console.say(f"{count}: give {way}; see {run.folder / 'findLR.png'}")
+    run.console.say(f"{count}: give {way}; see {shown}")
 
 
 def make_criterion(options: Options, images: Images, device: torch.device) -> Criterion:

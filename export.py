@@ -13,7 +13,6 @@ import importlib
 import io
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -208,8 +207,8 @@ def export(source: str, kind: str, out: Path, calibrate: str | None = None) -> f
     calibrate: labelled images that a temperature is fitted to. Raises Refused, Failed.
     """
     refuse_target(out, source)
-    if calibrate is not None and os.path.exists(calibrate):
-        refuse_target(out, calibrate)
+    if calibrate is not None:
+        given.refuse_written_over([str(out)], calibrate)
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
     with _room(out):
@@ -234,7 +233,7 @@ def _export(source: str, kind: str, out: Path, calibrate: str | None) -> float:
     about = metadata(network, source)
     outputs = Probabilities(network)
     if calibrate is not None:
-        outputs.temperature = _temperature(network, calibrate)
+        outputs.temperature = _temperature(network, calibrate, out)
         about["temperature"] = repr(outputs.temperature)
     # Run beside the network before it takes its name: a wrong file is never left.
     with replacing(out) as temporary, warnings.catch_warnings():
@@ -244,17 +243,24 @@ def _export(source: str, kind: str, out: Path, calibrate: str | None) -> float:
 
 
 @torch.inference_mode()
-def _temperature(network: model.Network, source: str) -> float:
-    """Return the temperature of labelled images, and say what it changes. Raises Refused."""
+def _temperature(network: model.Network, source: str, out: Path) -> float:
+    """Return the temperature of labelled images, and say what it changes.
+
+    Raises Refused, also where they decide none, or out is one of them.
+    """
     images = given.labelled(source, list(network.spec.classes), Limits())
+    given.refuse_among([str(out)], images)
     logits, labels = [], []
     for pixels, indices, bad in seen.batches(network.spec, images):
         if bad:
-            raise Refused(f"{bad[0].path}: {bad[0].reason}")
+            raise Refused(f"{bad[0].path}: {bad[0].reason}: mend or remove it")
         logits.append(network(pixels).float())
         labels.append(torch.from_numpy(images.labels)[indices])
     scores, truth = torch.cat(logits), torch.cat(labels)
     found = temperature.fit(scores, truth)
+    if found is None:
+        count = f"{len(truth)} images, all right or by chance"
+        raise Refused(f"{source} decides no temperature ({count}): give more")
     told = []
     for divisor in (1.0, found):
         probabilities = temperature.scaled(scores, divisor)

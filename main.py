@@ -49,9 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     if options.test:
         test_alone(options)
         return
-    if options.findLR:
-        find_lr(options)
-        return
     with configs.start(options) as run:
         # Workers start here, before anything else runs in a thread: see docs/architecture.md.
         train_loader, test_loader = configs.make_loaders(options, run)
@@ -60,6 +57,13 @@ def main(argv: list[str] | None = None) -> None:
         configs.print_header(options, run, network, train_loader, test_loader)
         parallel = configs.make_parallel(options, run, network)
         criterion = configs.make_criterion(options, train_loader.images, run.step.device)
+        if options.findLR:
+            # No weights are kept of it.
+            updater.schedule = lr_range.Rising(updater.schedule.at(0)[1])
+            with configs.memory_to_train(options, run, parallel, updater, criterion):
+                found = range_test(run, parallel, train_loader, updater, criterion)
+            configs.show_range(options, run, found)
+            return
         progress = configs.resume(options, run, network, updater, train_loader, test_loader)
         for epoch in range(progress.epoch, options.nEpochs):
             # Out of patience or time.
@@ -100,25 +104,12 @@ def test_alone(options: opts.Options) -> None:
         run.report.draw_test(tested)
 
 
-def find_lr(options: opts.Options) -> None:
-    """Train some steps at rising learning rates and say which one to take. No weights are kept."""
-    with configs.start(options) as run:
-        loader, test_loader = configs.make_loaders(options, run)
-        network = configs.make_network(options, run, loader)
-        updater = configs.make_updater(options, run, network)
-        configs.print_header(options, run, network, loader, test_loader)
-        parallel = configs.make_parallel(options, run, network)
-        criterion = configs.make_criterion(options, loader.images, run.step.device)
-        updater.schedule = lr_range.Rising(updater.schedule.at(0)[1])
-        with configs.memory_to_train(options, run, parallel, updater, criterion):
-            found = range_test(run, parallel, loader, updater, criterion)
-        configs.show_range(options, run, found)
-
-
 def range_test(
     run: Run, network: nn.Module, loader: Loader, updater: Updater, criterion: Criterion
 ) -> RangeTest:
-    """Train until the loss diverges, at most for the steps that fit into the time."""
+    """Train at rising learning rates until the loss diverges, at most for the steps that fit into
+    the time.
+    """
     network.train()
     classes, count, started = len(loader.images.classes), lr_range.MAX_STEPS, time.perf_counter()
     rates: list[float] = []

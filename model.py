@@ -186,6 +186,8 @@ def create(
     build = getattr(import_module(f"models.{module}"), function)
     try:
         body = build(*first, len(classes), size, stem)
+    except Refused:
+        raise
     except (ValueError, RuntimeError, AssertionError) as error:
         raise _refused_size(name, size, error) from None
 

@@ -6,11 +6,9 @@ deviation. An image that cannot be read is named, the others are predicted, and 
 """
 
 import argparse
-import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from base import process
 from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
@@ -74,7 +72,7 @@ import model
 from base.errors import Refused, clear_errors, with_way_out
 from base.files import refuse_target
 from base.text import printable
-from datasets import folder, given
+from datasets import given
 from datasets.images import FileImages, Limits
 from loading import seen
 from models import explain
@@ -136,10 +134,6 @@ def pixels_of(network: model.Network, found: Sequence[Prediction], exif: str | N
     return torch.cat(read)
 
 
-# What may be read in a folder that is named.
-READ = (*folder.ENDINGS, ".tar", ".parquet", ".zip")
-
-
 def _targets(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the files to write, by their options."""
     names = "csv", "sheet", "mistakes", "embed", "explain"
@@ -158,12 +152,9 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
         for read in (arguments.file, arguments.similar):
             if read:
                 refuse_target(path, read)
-        for named in map(os.path.expanduser, arguments.images):
-            is_image = path.lower().endswith(READ) and os.path.exists(path)
-            if not os.path.isdir(named):
-                refuse_target(path, named)
-            elif is_image and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(named)):
-                raise Refused(f"{path} is an image that is read: name another to write")
+    for argument in arguments.images:
+        if argument != "-":
+            given.refuse_written_over(targets.values(), argument)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -194,6 +185,8 @@ def run(network: model.Network, arguments: argparse.Namespace) -> bool:
     wanted = None
     if arguments.similar:
         source = next(given.sources([arguments.similar], limits))
+        if len(source) > 1 or source.where:
+            raise Refused(f"--similar {arguments.similar}: name one image file")
         wanted = next(predict(network, source, *settings, mirrored=mirrored))
         if wanted.reason:
             raise Refused(f"{wanted.path}: {wanted.reason}")
@@ -201,11 +194,16 @@ def run(network: model.Network, arguments: argparse.Namespace) -> bool:
     if arguments.mistakes:
         every = [given.labelled(arguments.images[0], list(network.spec.classes), limits)]
 
-    needs_output, failed = not _targets(arguments), False
+    targets = _targets(arguments)
+    needs_output, failed = not targets, False
     found: list[Prediction] = []
-    for prediction in itertools.chain.from_iterable(
-        predict(network, images, *settings, mirrored=mirrored) for images in every
-    ):
+
+    def predicted() -> Iterator[Prediction]:
+        for images in every:
+            given.refuse_among(targets.values(), images)
+            yield from predict(network, images, *settings, mirrored=mirrored)
+
+    for prediction in predicted():
         # `| head` has read enough.
         if needs_output and process.is_lost():
             break
@@ -222,6 +220,9 @@ def run(network: model.Network, arguments: argparse.Namespace) -> bool:
 
     if found:
         _write(network, arguments, found, wanted)
+    elif targets:
+        told = ", ".join(targets.values())
+        print(f"no image could be read: {told} not written", file=sys.stderr)
     if needs_output:
         process.refuse_lost()
     return failed

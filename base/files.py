@@ -123,7 +123,7 @@ def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] =
     source: a file that is read, which must not be written over.
     """
     target = Path(os.path.realpath(path))
-    if source and os.path.exists(path) and os.path.samefile(path, source):
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
         raise Refused(f"{path} is the file that is read: name another to write")
     if target.is_dir():
         raise Refused(f"{path} is a folder: name a file in it")

@@ -6,12 +6,14 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from base.arguments import is_address
 from base.errors import Refused
+from base.files import refuse_target
 from base.text import printable
 from datasets import folder, listing, parquet, shards, table, zipped
 from datasets.braces import expand
@@ -23,6 +25,8 @@ from datasets.remote import holds
 BATCH = 32
 # Endings of a table's file.
 TABLES = (".csv", ".tsv")
+# Endings of what may be read in a folder.
+READ = (*folder.ENDINGS, ".tar", ".parquet", ".zip")
 
 
 def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
@@ -33,6 +37,8 @@ def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
     named = Limits(limits.bytes, limits.pixels, links=True)
     for argument in arguments:
         path = os.path.expanduser(argument)
+        if path.lower().endswith(TABLES):
+            raise Refused(f"{path} is a table: predict.py reads one with --mistakes OUT.csv")
         if containers := _containers(path):
             for container in containers:
                 yield _in_container(container, limits)
@@ -129,3 +135,38 @@ def labelled(argument: str, classes: list[str], limits: Limits) -> FileImages:
     assert isinstance(known, FileImages)
     known.limits = limits
     return known
+
+
+def refuse_written_over(targets: Iterable[str], argument: str) -> None:
+    """Raise Refused where a file to write is one that an argument names: the file itself, a
+    container of a pattern or folder, or an image or container that lies in a folder.
+    """
+    path = os.path.expanduser(argument)
+    for target in targets:
+        for file in (path, *_containers(path)):
+            refuse_target(target, file)
+        inside = Path(os.path.realpath(target)).is_relative_to(os.path.realpath(path))
+        is_read = target.lower().endswith(READ) and os.path.exists(target)
+        if os.path.isdir(path) and inside and is_read:
+            raise Refused(f"{target} is an image that is read: name another to write")
+
+
+def refuse_among(targets: Iterable[str], images: FileImages) -> None:
+    """Raise Refused where a file to write is one of these images, as a table or a list names
+    them.
+    """
+    there = {_identity(target): target for target in targets if os.path.exists(target)}
+    if not there or images.packed is not None:
+        return
+    for index in range(len(images)):
+        if target := there.get(_identity(images.path(index))):
+            raise Refused(f"{target} is an image that is read: name another to write")
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Return what tells a file from all others, whatever path leads to it; (-1, -1) for none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_dev, status.st_ino

@@ -1,5 +1,7 @@
 """What a network makes of an image before its last layer, and where it looked for a class."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,16 +92,14 @@ def _positions(output: Tensor) -> Tensor:
     return output.new_empty(0)
 
 
-class _without_in_place:
+@contextlib.contextmanager
+def _without_in_place(network: nn.Module) -> Iterator[None]:
     """Within it no activation overwrites its input, of which a gradient is asked for."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.changed = [m for m in network.modules() if getattr(m, "inplace", False)]
-
-    def __enter__(self) -> None:
-        for module in self.changed:
-            module.inplace = False  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.changed:
+    changed = [module for module in network.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in changed:
             module.inplace = True  # type: ignore[assignment]

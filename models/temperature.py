@@ -8,18 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of its logarithm: a network is never a hundred times too sure.
-LIMITS = (math.log(0.01), math.log(100.0))
+# Of its logarithm. One that has hardly been trained can be a thousand times too sure.
+LIMITS = (math.log(1e-4), math.log(1e4))
 # Each narrows the interval to 0.618 of it: to 1e-9 of a temperature.
-STEPS = 48
+STEPS = 50
 
 
-def fit(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature that logits are to be divided by: the mean loss is lowest with it.
+def fit(logits: Tensor, labels: Tensor) -> float | None:
+    """Return the temperature that logits are to be divided by: the mean loss is lowest with it;
+    None where it has no lowest value: it falls as the temperature does where all images are right,
+    and as it rises where the network knows less than chance.
 
     logits: (N, K); labels: (N,). The loss is convex in 1 / temperature, so that a golden-section
     search finds its only minimum.
     """
+    if bool((logits.argmax(1) == labels).all()):
+        return None
     logits = logits.double()
 
     def loss(logarithm: float) -> float:
@@ -38,7 +42,8 @@ def fit(logits: Tensor, labels: Tensor) -> float:
             low, left, at_left = left, right, at_right
             right = low + golden * (high - low)
             at_right = loss(right)
-    return math.exp((low + high) / 2)
+    found = (low + high) / 2
+    return None if LIMITS[1] - found < 1e-3 else math.exp(found)
 
 
 @torch.no_grad()

@@ -2,12 +2,16 @@
 make a test easier than it is; and what is far from the rest.
 """
 
+import functools
+import importlib
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 DUPLICATES = "duplicates.csv"
 HEADING = ["kind", "bits", "first", "second"]
@@ -50,14 +54,20 @@ def look_of(pixels: np.ndarray) -> int:
 
     pixels: (H, W, 3) uint8.
     """
-    try:
-        import imagehash
-    except ImportError:
+    library = _imagehash()
+    if library is None:
         return -1
-    from PIL import Image
-
-    bits = imagehash.phash(Image.fromarray(pixels)).hash.ravel()
+    bits = library.phash(Image.fromarray(pixels)).hash.ravel()
     return int("".join("1" if bit else "0" for bit in bits), 2)
+
+
+@functools.cache
+def _imagehash() -> ModuleType | None:
+    """Return the library, None where it is missing: looked for once, not an image."""
+    try:
+        return importlib.import_module("imagehash")
+    except ImportError:
+        return None
 
 
 def find(images: Sequence[Seen]) -> list[Pair]:

@@ -82,7 +82,7 @@ class Report:
             with self._harmless():
                 pixels = images[: contact.COUNT].cpu().round().to(torch.uint8)
                 names = self.classes
-                titles = [names[label] for label in labels[: contact.COUNT].tolist()]
+                titles = [printable(names[k]) for k in labels[: contact.COUNT].tolist()]
                 path = self.folder / "first_batch.png"
                 contact.draw(pixels.permute(0, 2, 3, 1).numpy(), titles, path)
 
@@ -91,7 +91,8 @@ class Report:
         count = min(contact.COUNT, len(tested.labels))
         if not count:
             return
-        names, predicted = tested.classes, tested.scores[:count].argmax(1).tolist()
+        names = [printable(name) for name in tested.classes]
+        predicted = tested.scores[:count].argmax(1).tolist()
         titles = [
             names[label] if label == said else f"{names[label]}\nsaid: {names[said]}"
             for label, said in zip(tested.labels[:count].tolist(), predicted, strict=True)

@@ -71,12 +71,14 @@ def mistake_rows(
     scores: (N, K) probabilities; labels: (N,); path: from a row to what the image is called.
     """
     names = [printable(name) for name in classes]
+    wrong = confident_errors(scores, labels)
+    best = scores[wrong].max(1)
+    of_label = scores[wrong].gather(1, labels[wrong, None])[:, 0]
+    columns = (wrong, labels[wrong], best.indices, of_label, best.values)
     rows = []
-    for row in confident_errors(scores, labels).tolist():
-        label, predicted = int(labels[row]), int(scores[row].argmax())
-        own, best = scores[row, label].item(), scores[row, predicted].item()
+    for row, label, predicted, own, most in zip(*(c.tolist() for c in columns), strict=True):
         loss = -math.log(max(own, LEAST_PROBABILITY))
-        values = f"{own:.6f}", f"{best:.6f}", f"{loss:.4f}"
+        values = f"{own:.6f}", f"{most:.6f}", f"{loss:.4f}"
         rows.append([printable(path(row)), names[label], names[predicted], *values])
     return rows
 

@@ -4,6 +4,9 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from base.errors import Refused
@@ -36,13 +39,13 @@ class Hook:
 
 
 def load(name: str, run: Json) -> Hook:
-    """Import module:function, also from the working folder. Raises Refused."""
+    """Import module:function, of the working folder or installed. Raises Refused."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise Refused(f"--hook '{name}' is not module:function, for example wandb_hook:log")
     sys.path.append(os.getcwd())
     try:
-        found = getattr(import_module(module), function)
+        found = getattr(_module(module), function)
     # A module of the user's may raise anything as it is imported.
     except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {printable(error)}"
@@ -50,3 +53,16 @@ def load(name: str, run: Json) -> Hook:
     if not callable(found):
         raise Refused(f"--hook {name} is no function")
     return Hook(name, found, run)
+
+
+def _module(name: str) -> ModuleType:
+    """Import a module; a file of the working folder goes before one of this suite's of its name."""
+    path = Path.cwd().joinpath(*name.split(".")).with_suffix(".py")
+    if not path.is_file() or name not in sys.modules:
+        return import_module(name)
+    spec = spec_from_file_location(f"hook_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -26,8 +26,8 @@ class Epoch(Protocol):
 class Stopping:
     """patience: epochs without a better test metric; metric: top1 or loss; hours: of all epochs.
 
-    All of it follows from the epochs' records, which a checkpoint holds: a run that is resumed ends
-    where one that was never stopped does.
+    All of it follows from the epochs' records, which a checkpoint holds: by patience a run that is
+    resumed ends where one that was never stopped does. Hours are a clock's.
     """
 
     patience: int | None = None

@@ -192,17 +192,24 @@ def test_a_calibrated_graph_divides_by_its_temperature(
 ) -> None:
     network = model.load(str(weights))
     noise = np.random.default_rng(1)
-    for number in range(24):
-        name = network.spec.classes[number % len(network.spec.classes)]
+    # What the network says is right for two of three images.
+    photos = [noise.integers(0, 256, (20, 20, 3), np.uint8) for _ in range(24)]
+    side, classes = network.spec.crop_size, network.spec.classes
+    assert side == 20
+    with torch.no_grad():
+        shown = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2)
+        said = network(shown).argmax(1).tolist()
+    for number, (pixels, label) in enumerate(zip(photos, said, strict=True)):
+        name = classes[(label + (number % 3 == 0)) % len(classes)]
         path = tmp_path / "d" / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise.integers(0, 256, (40, 50, 3), np.uint8)).save(path)
+        # The centre of 24 x 24 pixels is what is seen.
+        Image.fromarray(np.pad(pixels, ((2, 2), (2, 2), (0, 0)))).save(path)
     out = tmp_path / f"x.{kind}"
     export.main([str(weights), "--to", kind, str(out), "--calibrate", str(tmp_path / "d")])
-    said = capsys.readouterr().out
-    assert "of 24 images: calibration error" in said
-    divisor = float(said.split()[1])
-    side = network.spec.crop_size
+    told = capsys.readouterr().out
+    assert "of 24 images: calibration error" in told
+    divisor = float(told.split()[1])
     images = torch.from_numpy(noise.integers(0, 256, (2, 3, side, side), np.uint8))
     with torch.no_grad():
         expected = (network(images).float() / divisor).softmax(1)
@@ -215,6 +222,29 @@ def test_a_calibrated_graph_divides_by_its_temperature(
     else:
         found = torch.export.load(str(out)).module()(images)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_images_that_decide_no_temperature_are_refused() -> None:
+    logits = torch.tensor([[3.0, 1.0], [0.5, 2.0]])
+    assert temperature.fit(logits, torch.tensor([0, 1])) is None
+    assert temperature.fit(logits, torch.tensor([1, 0])) is None
+    assert temperature.fit(logits, torch.tensor([0, 0])) is not None
+
+
+@pytest.mark.parametrize("named", ["table", "image"])
+def test_what_is_calibrated_on_is_not_written_over(
+    named: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo, rows = tmp_path / "a.png", tmp_path / "t.csv"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(photo)
+    rows.write_text("path,label\na.png,class 0\n")
+    target = rows if named == "table" else photo
+    before = target.read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        export.main([str(weights), "--to", "pt2", str(target), "--calibrate", str(rows)])
+    assert stop.value.code == 2
+    assert "is read: name another" in capsys.readouterr().err
+    assert target.read_bytes() == before
 
 
 def test_weights_alone_have_no_temperature(weights: Path, capsys) -> None:

@@ -3,8 +3,10 @@ and runs ranked by compare.py.
 """
 
 import csv
+import io
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import compare
 import main
 import model
 import predict
+import prepare
 from datasets import given
 from datasets.images import Limits
 from models.explain import features, heatmaps
@@ -155,6 +158,76 @@ def test_wrong_calls_are_one_line(
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_nothing_that_is_read_is_written_over(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = tmp_path / "shards"
+    prepare.main(["pack", "--data_dir", str(trained / "images"), "--out", str(folder)])
+    shard = next(folder.glob("*train*.tar"))
+    photo = tmp_path / "photo.jpg"
+    shutil.copy(trained / "images" / "val" / "class 0" / "0.jpg", photo)
+    rows = tmp_path / "t.csv"
+    rows.write_text(f"path,label\n{photo},class 0\n")
+    calls = {
+        shard: (folder, "--sheet", shard),
+        photo: (rows, "--mistakes", tmp_path / "m.csv", "--sheet", photo),
+        rows: (rows, "--mistakes", rows),
+    }
+    for target, call in calls.items():
+        before = target.read_bytes()
+        assert run(weights(trained), *call) == 2
+        assert "is read: name another" in capsys.readouterr().err
+        assert target.read_bytes() == before
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photo}\n"))
+    before = photo.read_bytes()
+    assert run(weights(trained), "-", "--sheet", photo) == 2
+    assert photo.read_bytes() == before
+
+
+def test_an_output_that_is_there_is_replaced_whatever_names_the_images(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shards"
+    prepare.main(["pack", "--data_dir", str(trained / "images"), "--out", str(folder)])
+    shard = str(next(folder.glob("*train*.tar")))
+    out = tmp_path / "out.csv"
+    for argument in (shard.replace("0.tar", "{0..0}.tar"), "-"):
+        out.write_text("of before")
+        photo = next(trained.glob("images/val/*/*"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photo}\n"))
+        assert run(weights(trained), argument, "--csv", out) == 0
+        assert out.read_text().startswith("path,rank,class,probability")
+
+
+def test_where_no_image_can_be_read_that_is_said(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    out = tmp_path / "out.csv"
+    assert run(weights(trained), tmp_path / "bad.jpg", "--csv", out) == 1
+    assert f"no image could be read: {out} not written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (("{val}", "--similar", "{val}"), "name one image file"),
+        (("{table}",), "is a table: predict.py reads one with --mistakes"),
+    ],
+)
+def test_what_names_no_image_is_answered_with_the_way(
+    call: tuple[str, ...],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "t.csv").write_text("path,label\nx.jpg,class 0\n")
+    places = {"val": trained / "images" / "val", "table": tmp_path / "t.csv"}
+    assert run(weights(trained), *(word.format(**places) for word in call)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_class_that_the_weights_do_not_know_is_refused(

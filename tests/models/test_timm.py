@@ -34,8 +34,11 @@ def test_a_network_of_timm_gives_logits_of_our_classes(name: str, size: int) -> 
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(Refused, match="did you mean 'timm:resnet18'"):
+    with pytest.raises(Refused, match="did you mean 'timm:resnet18'") as refused:
         model.create("timm:resnet118", 3, 64)
+    # It is not its size that is wrong.
+    assert "pixels" not in str(refused.value)
+    assert refused.value.limit == ""
 
 
 def test_weights_of_timm_come_with_its_mean_and_deviation(tmp_path: Path) -> None:

@@ -61,7 +61,11 @@ def outcome(count: int, classes: int, name: str = "class") -> tables.Tested:
     metrics = record.TestMetrics(1.0, 12.5, 50.0, 1.0, 20.0)
     names = [f"{name} {number}" for number in range(classes)]
     indices = np.arange(count)
-    return tables.Tested(metrics, scores, labels, indices, names, lambda k: f"{name}/{k}.jpg", None)  # type: ignore[arg-type]
+
+    def path(index: int) -> str:
+        return f"{name}/{index}.jpg"
+
+    return tables.Tested(metrics, scores, labels, indices, names, path, lambda k: torch.empty(0))
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100, 1000])
@@ -127,6 +131,15 @@ def test_a_sheet_shows_each_image_in_its_place(tmp_path: Path) -> None:
         row, column = divmod(number, contact.COLUMNS)
         y = contact.MARGIN + row * (step + contact.LINE) + 50
         assert pixels[y, contact.MARGIN + column * step + 50].tolist() == [20 * number, 0, 0]
+
+
+def test_long_names_that_begin_alike_are_told_apart_by_what_fits(tmp_path: Path) -> None:
+    images = np.zeros((2, 112, 112, 3), np.uint8)
+    sheets = []
+    for name in ("golden_retriever_puppy_long", "labrador_retriever_puppy_long"):
+        contact.draw(images, [name, f"{name}\nsaid: {name}"], tmp_path / "s.png")
+        sheets.append((tmp_path / "s.png").read_bytes())
+    assert sheets[0] != sheets[1]
 
 
 def test_the_calibration_error_is_the_papers() -> None:

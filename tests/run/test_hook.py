@@ -20,6 +20,9 @@ def keep(record, run):
 def fail(record, run):
     raise RuntimeError("the server is away")
 
+def leave(record, run):
+    raise SystemExit(3)
+
 nothing = 3
 """
 TRAIN = "--dataset synthetic --synthetic 32:4:24 --imageSize 24 --cropSize 20 --GPU -1 --nEpochs 2"
@@ -54,6 +57,21 @@ def test_a_hook_that_fails_is_said_once_and_costs_nothing(tmp_path: Path) -> Non
     assert result.returncode == 0
     told = "--hook my_hook:fail failed: RuntimeError: the server is away; training continues\n"
     assert result.stderr == told
+
+
+def test_a_hook_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    result = run(tmp_path, "my_hook:leave", "--logger", "none")
+    assert result.returncode == 0
+    assert result.stderr == "--hook my_hook:leave failed: SystemExit: 3; training continues\n"
+    log = tmp_path / "cache" / "synthetic" / "alexnetbn" / "log.jsonl"
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_hook_in_a_file_that_is_called_like_one_of_ours_is_found(tmp_path: Path) -> None:
+    (tmp_path / "utils.py").write_text(HOOK)
+    result = run(tmp_path, "utils:keep", "--logger", "none")
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "heard.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rig import make_images, on_folder
 
 import main
 import opts
+from report import pictures
 from training.lr_range import (
     FIRST_RATE,
     LAST_RATE,
@@ -76,8 +77,20 @@ def test_find_lr_suggests_and_keeps_no_weights(tmp_path: Path) -> None:
     assert rates[0] == pytest.approx(FIRST_RATE)
     assert f"{len(rates)} steps up to" in said
     assert "give --LR" in said
-    # It has a folder of its own, and takes it again.
-    rig.finish(rig.options(tmp_path, "--findLR", "--synthetic", "800:4:20"))
+    assert "findLR.png" in said
+    # Nothing was saved that could be resumed.
+    assert "resume with" not in said
+    # It has a folder of its own, and takes it again; an old picture does not stay beside new steps.
+    more = ["--findLR", "--synthetic", "800:4:20", "--logger", "none"]
+    said = rig.finish(rig.options(tmp_path, *more))
+    assert "findLR.csv" in said
+    assert not (folder / "findLR.png").exists()
+
+
+def test_a_loss_that_is_not_finite_can_be_drawn(tmp_path: Path) -> None:
+    pictures.lr_range(RangeTest([1e-5], [float("nan")]), tmp_path / "a.png")
+    pictures.lr_range(RangeTest([1e-5, 1e-4], [2.0, float("inf")]), tmp_path / "b.png")
+    assert (tmp_path / "a.png").exists()
 
 
 def test_find_lr_begins_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
