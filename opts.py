@@ -594,7 +594,7 @@ def _resumed(given: Values, parser: Parser) -> Options:
         setattr(options, name, value)
     # Runs of before wrote down no schedule that they were not given.
     if "schedule" not in given and options.schedule is None:
-        options.schedule = "regime" if stored.get("LR") is None else "constant"
+        options.schedule = "regime" if options.LR is None else "constant"
     # The run lies where it was found, whatever it was called when it began.
     options.expDir = str(path.parents[2])
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base import archive
 from base.errors import Refused
 from models import TIMM
 from models.layers import use_average_pools
@@ -74,9 +75,7 @@ def weights_file(name: str) -> str:
     state: dict[str, Tensor] = {f"body.{key}": value for key, value in network.state_dict().items()}
     state |= {"normalise.mean": torch.tensor(about.mean), "normalise.std": torch.tensor(about.std)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+    archive.write(path, state)
     return str(path)
 
 

@@ -116,11 +116,12 @@ class Console:
             write_json(self.folder / "test.json", values)
 
     def _write_log(self, history: list[EpochRecord]) -> None:
+        records = [record.to_json() for record in history]
         with whole_file(self.folder / "log.jsonl") as file:
-            file.writelines(json.dumps(record.to_json()) + "\n" for record in history)
+            file.writelines(json.dumps(record) + "\n" for record in records)
         # The same as a table, for whoever opens it in a spreadsheet.
         names = [field.name for field in dataclasses.fields(EpochRecord)]
-        rows = [[record.to_json().get(name) for name in names] for record in history]
+        rows = [[record.get(name) for name in names] for record in records]
         cells = [["" if value is None else str(value) for value in row] for row in rows]
         write_rows(self.folder / "log.csv", names, cells)
 

@@ -374,6 +374,8 @@ class Run:
 
     def _reason_to_end(self) -> str:
         """Return why the run is over before its last epoch, on all ranks alike."""
+        if self.progress.epoch >= self.options.epochs:
+            return ""
         reason = self.options.stopping.reason(self.progress.history)
         # Clocks differ between ranks: the first one's decides.
         decided = self.ranks.agree(int(bool(reason)) if self.ranks.first else 0)[0]

@@ -18,7 +18,7 @@ MAX_SECONDS = 45.0
 DIVERGED = 4.0
 # Of the exponential mean over the losses of steps, without its bias (as of Adam's moments).
 SMOOTHING = 0.9
-# One step before the loss is lowest it no longer falls everywhere: a run's rate is a part of that.
+# Of the rate at which the loss is lowest, where it no longer falls.
 SHARE_OF_LOWEST = 0.1
 
 

@@ -54,3 +54,8 @@ def test_old_weights_are_tested_predicted_and_exported(
     out = tmp_path / "weights.safetensors"
     assert export.export(str(best), "safetensors", out) == 0
     assert isinstance(network.body, torch.nn.Module)
+
+
+def test_an_old_run_with_another_rate_holds_it(old: Path) -> None:
+    said = rig.finish(rig.options(old, "--continue", "--LR", "0.002"))
+    assert "learning rate 0.002, constant over" in said

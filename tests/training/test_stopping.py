@@ -86,6 +86,12 @@ def test_a_stopped_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     assert rig.fingerprint(tmp_path / "stopped") == rig.fingerprint(tmp_path / "whole")
 
 
+def test_a_run_that_trains_all_its_epochs_has_not_ended_early(tmp_path: Path) -> None:
+    more = ["--LR", "0", "--weightDecay", "0", "--patience", "1", "--nEpochs", "2"]
+    assert "ended after" not in rig.finish(rig.options(tmp_path, *more))
+    assert "has finished its 2 epochs" in rig.finish(rig.options(tmp_path, *more, "--continue"))
+
+
 def test_a_run_without_time_ends_after_its_first_epoch(tmp_path: Path) -> None:
     said = rig.finish(rig.options(tmp_path, "--hours", "0"))
     assert "(--hours)" in said
