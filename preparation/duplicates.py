@@ -17,6 +17,8 @@ DUPLICATES = "duplicates.csv"
 HEADING = ["kind", "bits", "first", "second"]
 # Bits of 64 that two perceptual hashes may differ in: what another size or quality changes.
 NEAR_BITS = 4
+# Pixels of the shorter side that a look is taken from, at least.
+LOOKED_AT = 160
 # Images of one look beyond which it is no look: black, or a blank page.
 MOST_ALIKE = 50
 # A class with less than this share of the middle class's images is told.
@@ -57,7 +59,11 @@ def look_of(pixels: np.ndarray) -> int:
     library = _imagehash()
     if library is None:
         return -1
-    bits = library.phash(Image.fromarray(pixels)).hash.ravel()
+    image = Image.fromarray(pixels)
+    # The hash is of 32 x 32 pixels: its own filter over all of a photograph takes as long as
+    # decoding it.
+    image = image.reduce(max(1, min(image.size) // LOOKED_AT))
+    bits = library.phash(image).hash.ravel()
     return int("".join("1" if bit else "0" for bit in bits), 2)
 
 
