@@ -189,12 +189,15 @@ def keep_memory() -> None:
 
 
 def free_memory() -> None:
-    """Hand freed memory back, on the host and on the GPU, and do so from now on."""
+    """Hand freed memory back, on the host and on the GPU.
+
+    The host's addresses stay with the heap, which uses them again: a limit of addresses (ulimit -v)
+    has no others to give.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 1 << 20)
         library.malloc_trim(0)
 
 
