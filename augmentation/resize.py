@@ -246,10 +246,14 @@ def cut(images: Tensor, box: np.ndarray, side: int, whole: bool, interpolation: 
         # As decoders give it, with a gap after each row, it is resized at half the speed.
         if part.stride(1) == 1 and part.shape[1] > 1:
             part = part.contiguous(memory_format=torch.channels_last)
-        size = [rows.count, columns.count]
+        # torch copies an axis whose size stays, whatever its scale is: one pixel more is asked for.
+        size = [
+            axis.count + (axis.scale != 1 and axis.count == length)
+            for axis, length in zip((rows, columns), part.shape[2:], strict=True)
+        ]
         result = KERNELS[interpolation](part, size, False, 1 / rows.scale, 1 / columns.scale)
 
-    result = result[:, :, rows.skip :, columns.skip :]
+    result = result[:, :, rows.skip : rows.count, columns.skip : columns.count]
     margins = [columns.before, columns.after, rows.before, rows.after]
     return F.pad(result, margins) if any(margins) else result
 

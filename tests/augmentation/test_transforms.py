@@ -50,6 +50,26 @@ def test_a_file_is_tested_as_torchvision_would(
         assert difference.max() <= 4
 
 
+@pytest.mark.parametrize("shape", [(63, 64), (64, 63), (65, 64), (64, 65), (66, 65), (126, 127)])
+@pytest.mark.parametrize("side", [64, 128])
+def test_an_image_almost_of_the_crop_s_size_is_not_shifted(
+    photographs: list[np.ndarray], shape: tuple[int, int], side: int
+) -> None:
+    """torch's kernel copies an axis that keeps its size, whatever scale it is given."""
+    pixels = photographs[0][: shape[0], : shape[1]]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    usual = v2.center_crop(v2.resize(image, side, antialias=True), [side, side])
+    wide = torch.tensor([shape[1], shape[0]]) * side // min(shape)
+    # torchvision rounds the corner up where it ends in a half and is odd, we to the even one.
+    if (wide - side).max() % 2:
+        usual = v2.resize(image, side, antialias=True)
+        left, top = np.rint((wide.numpy() - side) / 2).astype(int)
+        usual = usual[:, top : top + side, left : left + side]
+    pipeline = Pipeline([], side, side)
+    cut_out = pipeline.cut_arrays(image[None], 0, np.zeros(1, np.int64))[0]
+    assert (cut_out.int() - usual.int()).abs().max() <= 1
+
+
 def read(data: bytes, pipeline: Pipeline, index: int = 0) -> torch.Tensor:
     """Return what a worker makes of one file."""
     width, height = decode.size(data)
