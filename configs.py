@@ -33,10 +33,11 @@ from base.machine import free_memory
 from base.randomness import key
 from base.text import listed, printable
 from data import ArrayLoader, FileLoader, Images, KeptLoader, ResidentLoader
-from datasets import changes, table
+from datasets import changes, folds, table
 from datasets import folder as folders
 from datasets.classes import chosen as chosen_classes
 from datasets.decoded import Kept
+from datasets.fold import Fold
 from datasets.images import (
     HEADERS,
     FileImages,
@@ -48,6 +49,7 @@ from datasets.images import (
     turns,
 )
 from datasets.listing import told
+from datasets.parts import NoPart
 from datasets.remote import Cache
 from datasets.split import read as read_split
 from loading import decode_once
@@ -235,14 +237,17 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
     """
     settings = _image_settings(options)
     name, root = options.dataset, options.data_dir
-    train = data.open_images(name, root, "train", **settings)
+    train = _open_training(options, settings)
     # The test part is opened by the classes that are there, and both are chosen from alike.
     there = train.classes
     train = _of_classes(options, train)
     if {composed(name) for name in classes} == {composed(name) for name in train.classes}:
         train = relabelled(train, list(classes))
-    test = data.open_images(name, root, "test", classes=there, **settings)
-    test = relabelled(_of_classes(options, test), train.classes)
+    if options.fold is not None:
+        train, test = folds.sides(train, Fold.parse(options.fold), options.manualSeed)
+    else:
+        test = data.open_images(name, root, "test", classes=there, **settings)
+        test = relabelled(_of_classes(options, test), train.classes)
     for images in (train, test):
         _set_limits(options, images)
     if len(train.classes) < 2:
@@ -251,6 +256,16 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
     _warn_of_absent(train.classes, train, "training")
     _warn_of_absent(train.classes, test, "test")
     return train, test
+
+
+def _open_training(options: Options, settings: dict[str, Any]) -> Images:
+    """Open the training images; all there are, where they have no sides and a fold is left out."""
+    try:
+        return data.open_images(options.dataset, options.data_dir, "train", **settings)
+    except NoPart:
+        if options.fold is None or options.dataset not in FILES:
+            raise
+        return data.open_images(options.dataset, options.data_dir, "all", **settings)
 
 
 def _of_classes(options: Options, images: Images) -> Images:

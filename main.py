@@ -30,10 +30,12 @@ import configs
 import utils
 from base.errors import clear_errors
 from data import Loader
+from datasets.fold import Fold
 from datasets.images import display_names
 from report import record
 from report.record import TestMetrics, TrainMetrics
 from report.tables import Tested
+from run import folds
 from run.run import Run
 from training import lr_range
 from training.lr_range import RangeTest
@@ -48,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     options = opts.parse(argv)
     if options.test:
         test_alone(options)
+        return
+    if options.folds:
+        cross_validate(options, sys.argv[1:] if argv is None else argv)
         return
     with configs.start(options) as run:
         # Workers start here, before anything else runs in a thread: see docs/architecture.md.
@@ -65,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
             configs.show_range(options, run, found)
             return
         progress = configs.resume(options, run, network, updater, train_loader, test_loader)
+        tested = None
         for epoch in range(progress.epoch, options.nEpochs):
             # Out of patience or time.
             if run.ended:
@@ -89,6 +95,21 @@ def main(argv: list[str] | None = None) -> None:
             )
             run.finish_epoch(sums, line, tested)
         run.summary()
+        if options.fold:
+            if tested is None:
+                tested = test(run, updater.network_for_eval, test_loader, run.restored_sums())
+            folds.write_left_out(tested, run)
+
+
+def cross_validate(options: opts.Options, argv: list[str]) -> None:
+    """Train a run for each fold, and write what they say of the images they had not seen."""
+    folders = []
+    for fold in Fold.all(options.folds or 0):
+        words = [*argv, "--fold", str(fold), f"--expID={options.expID}-{fold.suffix}"]
+        folders.append(opts.parse(words).folder)
+        with folds.announced(fold, opts.command_to_continue(argv)):
+            main(words)
+    folds.join(folders, options.folder.with_name(f"{options.expID}-folds"))
 
 
 def test_alone(options: opts.Options) -> None:

@@ -40,6 +40,7 @@ from base.errors import Refused
 from base.files import read_text
 from base.text import printable
 from datasets import DATASETS, Source
+from datasets.fold import Fold
 from models import NETWORKS, OURS
 from training.schedule import KINDS
 from training.stopping import Stopping
@@ -195,6 +196,17 @@ class Options:
         "share of a folder without val/ to hold out for testing, 0 to 1",
         low=0,
         shown="none",
+    )
+    folds: int | None = option(
+        None,
+        DATA,
+        "train a run for each of so many parts of the training images, without that part, and list "
+        "what they say of it: mistakes.csv",
+        low=2,
+        shown="none",
+    )
+    fold: str | None = option(
+        None, DATA, "train on all but this part, and test on it: `2/5`", shown="none"
     )
     part: str = option(
         "val",
@@ -417,7 +429,8 @@ class Options:
     @property
     def usual_name(self) -> str:
         """What a run is called that nobody named."""
-        return self.netType.replace(":", "-")
+        name = self.netType.replace(":", "-")
+        return name if self.fold is None else f"{name}-{Fold.parse(self.fold).suffix}"
 
     @property
     def gpus(self) -> int:
@@ -460,7 +473,7 @@ FOLDERS = ("folder", "ilsvrc2012")
 FILES = (*(name for name, source in DATASETS.items() if source.own), "ilsvrc2012")
 COLUMNED, ELSEWHERE = ("table", "shards", "parquet"), ("shards", "parquet")
 # They say what to do with a run, not what it is.
-UNRECORDED = {"continue_", "overwrite", "findLR"}
+UNRECORDED = {"continue_", "overwrite", "findLR", "folds"}
 
 # Neither the weights nor the metrics depend on these: a run may resume with others and stays exact.
 FREE = {
@@ -519,6 +532,13 @@ def parse(argv: list[str] | None = None) -> Options:
     for message in unfitting(options):
         parser.error(message)
     return options
+
+
+def command_to_continue(argv: list[str]) -> str:
+    """Return the command that goes on with all that a command line asks for."""
+    script = str(Path(__file__).resolve().with_name("main.py"))
+    given = [word for word in argv if word not in ("--overwrite", "--continue")]
+    return shlex.join(["python", script, *given, "--continue"])
 
 
 def build_parser() -> Parser:
@@ -654,6 +674,11 @@ def _wrong_texts(options: Options) -> Iterator[str]:
     except ValueError as error:
         yield f"argument --column: {error}"
 
+    try:
+        Fold.parse(options.fold or "1/2")
+    except ValueError as error:
+        yield f"argument --fold: {error}"
+
     freeze = options.freeze
     if freeze is not None and freeze != "features" and not (is_whole(freeze) and int(freeze)):
         form = "neither `features` nor a number of layers of at least 1"
@@ -684,6 +709,9 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield "--test needs the weights to test: --retrain FILE or --pretrained, and no --continue"
     if options.findLR and (options.test or options.continue_):
         yield "--findLR begins a run of its own: leave out --test and --continue"
+    for name in ("fold", "folds"):
+        if getattr(options, name) and (options.test or options.findLR):
+            yield f"--{name} is of training: leave it out"
     if options.continue_ and options.overwrite:
         yield "--continue keeps the run, --overwrite removes it: leave one of them out"
     if options.flipTest and options.tenCrop:
@@ -769,6 +797,9 @@ def _settle(options: Options) -> None:
     if not source.own or options.test:
         options.nEpochs = options.nEpochs or source.nEpochs
         options.batchSize = options.batchSize or MOST_BATCH
+    if options.fold:
+        # One of them is what is asked for.
+        options.folds = None
     options.expID = options.expID or options.usual_name
     if options.augment is None:
         options.augment = source.augment

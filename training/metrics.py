@@ -218,6 +218,25 @@ def confident_errors(scores: Tensor, labels: Tensor, most: int | None = None) ->
     return wrong[of_label[wrong].argsort(stable=True)[:most]]
 
 
+def suspected(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return (N,) bool: which labels are probably wrong, by confident learning (Northcutt, Jiang,
+    Chuang 2021, arXiv 1911.00068, equation 2).
+
+    scores: (N, K) probabilities of networks that were not trained on these images; labels: (N,).
+    An image may belong to the classes whose probability is at least the mean one of the images with
+    that label. Where the most probable of them is another than its label, and no other class is
+    more probable than that one, the label is suspected.
+    """
+    own = torch.nn.functional.one_hot(labels, scores.shape[1]).bool()
+    # A class without images is nobody's.
+    counts = own.sum(0)
+    means = torch.where(own, scores, 0.0).double().sum(0) / counts.clamp(min=1)
+    means[counts == 0] = float("inf")
+    possible = torch.where(scores >= means - 1e-6, scores, -1.0)
+    most, guess = possible.max(1)
+    return (most >= 0) & (guess != labels) & (scores.argmax(1) != labels)
+
+
 def calibration(scores: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, list[Bin]]:
     """Return the expected calibration error, in [0, 1], and the bins that hold images.
 

@@ -1,0 +1,119 @@
+"""--folds: what networks say of images that they were not trained on."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rig import ROOT, make_images, on_folder
+
+import data
+import main
+from datasets import folds
+from datasets.fold import Fold
+from training.metrics import suspected
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_image_is_left_out_once_and_classes_evenly(images: Path) -> None:
+    every = data.open_images("folder", str(images), "train")
+    left_out = [folds.sides(every, Fold(number, 5), 1)[1] for number in range(1, 6)]
+    names = [name for side in left_out for name in side.names]
+    assert sorted(names) == sorted(every.names)
+    for side in left_out:
+        counts = np.bincount(side.labels, minlength=3)
+        assert counts.max() - counts.min() <= 1
+    kept, out = folds.sides(every, Fold(2, 5), 1)
+    assert not set(kept.names) & set(out.names)
+    assert len(kept) + len(out) == len(every)
+
+
+def test_folds_do_not_follow_the_order_of_a_listing(images: Path) -> None:
+    every = data.open_images("folder", str(images), "train")
+    shuffled = every.chosen(np.random.default_rng(0).permutation(len(every)))
+    for number in (1, 2, 3):
+        one, other = (folds.sides(part, Fold(number, 3), 7)[1] for part in (every, shuffled))
+        assert sorted(one.names) == sorted(other.names)
+    first, second = (folds.numbers(every, 3, seed).tolist() for seed in (1, 2))
+    assert first != second
+
+
+def test_suspected_labels_are_cleanlab_s() -> None:
+    reference = pytest.importorskip("cleanlab.filter")
+    for seed in range(8):
+        draws = np.random.default_rng(seed)
+        count = int(draws.integers(2, 8))
+        labels = draws.integers(0, count, 300)
+        scores = draws.dirichlet(np.full(count, 0.5), 300)
+        scores[np.arange(300), labels] += 0.7
+        scores /= scores.sum(1, keepdims=True)
+        theirs = reference.find_label_issues(labels, scores, filter_by="confident_learning")
+        ours = suspected(torch.from_numpy(scores), torch.from_numpy(labels))
+        assert ours.tolist() == theirs.tolist()
+
+
+def test_a_wrong_label_is_found_by_a_network_that_never_saw_it(tmp_path: Path) -> None:
+    # Class folders alone, without sides.
+    where = make_images(tmp_path / "images", 60) / "train"
+    moved = sorted((where / "class 0").iterdir())[0]
+    moved.rename(where / "class 2" / f"wrong{moved.suffix}")
+    command = [*on_folder(where, "--batchSize", "6", "--nEpochs", "4", "--folds", "3")]
+    command += ["--netType", "alexnetbn", "--expDir", str(tmp_path / "runs")]
+    main.main(command)
+    out = tmp_path / "runs" / "folder" / "alexnetbn-folds"
+    found = rows_of(out / "mistakes.csv")
+    assert os.path.basename(found[0]["path"]).startswith("wrong")
+    assert (found[0]["class"], found[0]["predicted"]) == ("class 2", "class 0")
+    assert (out / "mistakes.png").stat().st_size > 1000
+    table = rows_of(out / "folds.csv")
+    assert sum(int(row["images"]) for row in table) == 60
+    for row in table:
+        assert (out.parent / row["run"] / "best.pt").exists()
+
+    # All are trained: what is written again is the same.
+    before = (out / "mistakes.csv").read_bytes()
+    (out.parent / table[1]["run"] / "left_out.npz").unlink()
+    main.main([*command, "--continue"])
+    assert (out / "mistakes.csv").read_bytes() == before
+    assert rows_of(out / "folds.csv") == table
+
+
+def test_folds_that_were_stopped_go_on_with_the_command_that_is_printed(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "main.py"), "--dataset", "synthetic", "--GPU", "-1"]
+    command += ["--synthetic", "96:3:32", "--netType", "alexnetbn", "--batchSize", "8"]
+    command += ["--nEpochs", "3", "--folds", "2", "--expDir", str(tmp_path), "--imageSize", "32"]
+    command += ["--cropSize", "32"]
+    stopped = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert stopped.stdout is not None
+    for line in stopped.stdout:
+        if line.startswith("fold 2/2"):
+            break
+    next(line for line in stopped.stdout if line.split()[:1] == ["1"])
+    stopped.send_signal(signal.SIGTERM)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM, errors
+    again = errors.strip().splitlines()[-1].removeprefix("all folds: ")
+    again = again.replace("python", sys.executable, 1)
+    result = subprocess.run(again, shell=True, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "2 folds: top-1" in result.stdout
+    assert (tmp_path / "synthetic" / "alexnetbn-folds" / "mistakes.csv").exists()
+
+
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "2", "a/b", "1/2/3"])
+def test_a_fold_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main.main(["--dataset", "synthetic", "--fold", text])
+    assert error.value.code == 2
+    assert f"argument --fold: '{text}' is not N/OF" in capsys.readouterr().err
