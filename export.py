@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,11 @@ def build_parser() -> Parser:
         "a folder of class folders or parts, a table, shards or Parquet files"
     )
     parser.add_argument("--calibrate", type=path_of, metavar="IMAGES", help=about)
+    about = (
+        "onnx in 8-bit integers: half of these labelled images, at most 256, set the ranges, the "
+        "others say what it costs in accuracy"
+    )
+    parser.add_argument("--int8", type=path_of, metavar="IMAGES", help=about)
     return parser
 
 
@@ -46,6 +52,7 @@ if __name__ == "__main__":
     # --help and wrong options answer here, before torch is imported.
     build_parser().parse_args()
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,13 +60,15 @@ import model
 from base.errors import Failed, Refused, clear_errors
 from base.files import is_special, refuse_target, replacing
 from datasets import given
-from datasets.images import Limits
+from datasets.images import FileImages, Limits
 from loading import seen
 from models import temperature, weights
 from training.metrics import calibration
 
 # Largest difference of a probability between the file and the network.
 CLOSE = 1e-4
+# Images that set the ranges of 8-bit integers, at most.
+RANGED = 256
 # Images that are tried.
 BATCHES = (1, 3)
 
@@ -104,7 +113,7 @@ def to_onnx(
     outputs: Probabilities, about: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
     """Write an ONNX file; return a function that runs it in onnxruntime."""
-    onnxruntime = _needed("onnxruntime")
+    _needed("onnxruntime")
     onnx = _needed("onnx")
     _needed("onnxscript")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -121,6 +130,12 @@ def to_onnx(
     written = program.model_proto
     onnx.helper.set_model_props(written, about)
     onnx.save_model(written, str(path))
+    return _runner(path)
+
+
+def _runner(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs an ONNX file."""
+    onnxruntime = _needed("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
@@ -201,18 +216,22 @@ def check(outputs: Probabilities, run: Callable[[Tensor], Tensor], path: Path) -
     return worst
 
 
-def export(source: str, kind: str, out: Path, calibrate: str | None = None) -> float:
+def export(
+    source: str, kind: str, out: Path, calibrate: str | None = None, int8: str | None = None
+) -> float:
     """Write `source` as `kind` to `out`, checked; return the largest difference.
 
-    calibrate: labelled images that a temperature is fitted to. Raises Refused, Failed.
+    calibrate: labelled images that a temperature is fitted to; int8: those that 8-bit integers are
+    fitted to and tried on, before which the difference is. Raises Refused, Failed.
     """
     refuse_target(out, source)
-    if calibrate is not None:
-        given.refuse_written_over([str(out)], calibrate)
+    for images in (calibrate, int8):
+        if images is not None:
+            given.refuse_written_over([str(out)], images)
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
     with _room(out):
-        return _export(source, kind, out, calibrate)
+        return _export(source, kind, out, calibrate, int8)
 
 
 @contextlib.contextmanager
@@ -228,7 +247,7 @@ def _room(out: Path) -> Iterator[None]:
         raise Failed(f"cannot write {out}: {error}") from None
 
 
-def _export(source: str, kind: str, out: Path, calibrate: str | None) -> float:
+def _export(source: str, kind: str, out: Path, calibrate: str | None, int8: str | None) -> float:
     network = model.load(source)
     about = metadata(network, source)
     outputs = Probabilities(network)
@@ -239,7 +258,56 @@ def _export(source: str, kind: str, out: Path, calibrate: str | None) -> float:
     with replacing(out) as temporary, warnings.catch_warnings():
         # torch's own, about its insides.
         warnings.simplefilter("ignore")
-        return check(outputs, FORMATS[kind](outputs, about, temporary), out)
+        run = FORMATS[kind](outputs, about, temporary)
+        worst = check(outputs, run, out)
+        if int8 is not None:
+            _to_int8(network, int8, temporary, out, run)
+        return worst
+
+
+def _to_int8(
+    network: model.Network, source: str, path: Path, out: Path, run: Callable[[Tensor], Tensor]
+) -> None:
+    """Replace an ONNX file by one in 8-bit integers, and say what both get right.
+
+    source: labelled images; path: of the file; out: what it will be called; run: runs it as it is.
+    Raises Refused.
+    """
+    from models.int8 import quantise
+
+    images = given.labelled(source, list(network.spec.classes), Limits())
+    given.refuse_among([str(out)], images)
+    if len(images) < 2:
+        raise Refused(
+            f"{source} has {len(images)} image: --int8 needs some for ranges, some to try"
+        )
+    # Every other one, or fewer, so that all classes have some.
+    ranged = np.arange(0, len(images), max(2, -(-len(images) // RANGED)))
+    others = np.setdiff1d(np.arange(len(images)), ranged)
+    batches = [pixels.numpy() for pixels, _ in _labelled(network, images.chosen(ranged))]
+    # Elsewhere: nothing is left beside the file where this is killed.
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder, "int8.onnx")
+        quantise(path, small, batches)
+        run8 = _runner(small)
+        hits = [0, 0]
+        for pixels, labels in _labelled(network, images.chosen(others)):
+            for number, answer in enumerate((run, run8)):
+                hits[number] += int((answer(pixels).argmax(1) == labels).sum())
+        path.write_bytes(small.read_bytes())
+    before, after = (f"{100 * right / len(others):.2f} %" for right in hits)
+    print(
+        f"8-bit integers, ranges of {len(ranged)} images: top-1 of the {len(others)} others "
+        f"{before} -> {after}"
+    )
+
+
+def _labelled(network: model.Network, images: FileImages) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what the network sees, (n, 3, S, S) uint8, and the labels, (n,). Raises Refused."""
+    for pixels, indices, bad in seen.batches(network.spec, images):
+        if bad:
+            raise Refused(f"{bad[0].path}: {bad[0].reason}: mend or remove it")
+        yield pixels, torch.from_numpy(images.labels)[indices]
 
 
 @torch.inference_mode()
@@ -251,11 +319,9 @@ def _temperature(network: model.Network, source: str, out: Path) -> float:
     images = given.labelled(source, list(network.spec.classes), Limits())
     given.refuse_among([str(out)], images)
     logits, labels = [], []
-    for pixels, indices, bad in seen.batches(network.spec, images):
-        if bad:
-            raise Refused(f"{bad[0].path}: {bad[0].reason}: mend or remove it")
+    for pixels, truth in _labelled(network, images):
         logits.append(network(pixels).float())
-        labels.append(torch.from_numpy(images.labels)[indices])
+        labels.append(truth)
     scores, truth = torch.cat(logits), torch.cat(labels)
     found = temperature.fit(scores, truth)
     if found is None:
@@ -278,13 +344,16 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.calibrate and arguments.to == "safetensors":
         parser.error("--calibrate belongs into a graph: give --to onnx or pt2")
+    if arguments.int8 and arguments.to != "onnx":
+        parser.error("--int8 is of ONNX files: give --to onnx")
     with clear_errors():
         given_files = arguments.file, arguments.to, arguments.out
-        worst = export(*given_files, calibrate=arguments.calibrate)
+        worst = export(*given_files, arguments.calibrate, arguments.int8)
         size = arguments.out.stat().st_size / 1e6
+        before = " before" if arguments.int8 else ""
         print(
             f"{arguments.out}: {arguments.to}, {size:.1f} MB, probabilities differ by {worst:.1g} "
-            "at most"
+            f"at most{before}"
         )
 
 

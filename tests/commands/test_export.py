@@ -19,6 +19,9 @@ import model
 import predict
 from base import archive
 from base.errors import Failed
+from datasets import given
+from datasets.images import Limits
+from loading import seen as looked
 from models import temperature
 from training.metrics import calibration
 
@@ -251,3 +254,42 @@ def test_weights_alone_have_no_temperature(weights: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         export.main([str(weights), "--to", "safetensors", "x", "--calibrate", "d"])
     assert "--calibrate belongs into a graph" in capsys.readouterr().err
+
+
+def test_int8_says_what_it_costs(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the images set the ranges; of the others both files' accuracy is what is said."""
+    import onnx
+
+    images = make_images(tmp_path / "images", 24) / "val"
+    for name, more in (("whole.onnx", []), ("small.onnx", ["--int8", str(images)])):
+        export.main([str(weights), "--to", "onnx", str(tmp_path / name), *more])
+    told = capsys.readouterr().out
+    size = {name: (tmp_path / name).stat().st_size for name in ("whole.onnx", "small.onnx")}
+    assert size["small.onnx"] < 0.4 * size["whole.onnx"]
+    kinds = {value.data_type for value in onnx.load(tmp_path / "small.onnx").graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+
+    network = model.load(str(weights))
+    every = given.labelled(str(images), list(network.spec.classes), Limits())
+    tried = every.chosen(np.arange(1, len(every), 2))
+    shares = []
+    for name in size:
+        session = onnxruntime.InferenceSession(str(tmp_path / name))
+        about = session.get_modelmeta().custom_metadata_map
+        assert json.loads(about["classes"]) == list(network.spec.classes)
+        right = 0
+        for pixels, indices, _ in looked.batches(network.spec, tried):
+            scores = session.run(None, {"images": pixels.numpy()})[0]
+            right += int((scores.argmax(1) == tried.labels[indices.numpy()]).sum())
+        shares.append(f"{100 * right / len(tried):.2f} %")
+    assert f"top-1 of the {len(tried)} others {shares[0]} -> {shares[1]}" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", *sorted(size)]
+
+
+def test_int8_is_of_onnx(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        export.main([str(weights), "--to", "pt2", str(tmp_path / "x"), "--int8", str(tmp_path)])
+    assert error.value.code == 2
+    assert "--int8 is of ONNX files: give --to onnx" in capsys.readouterr().err
