@@ -91,6 +91,8 @@ TESTED_BY = {
     "exif": "exif",
     "fit": "fit",
 }
+# Bytes of a run's files from which on a header says so.
+LARGE = 10**9
 # Images that mean and standard deviation are taken from.
 SAMPLE = 10_000
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -949,6 +951,7 @@ def print_header(
     }
     if not (options.test or options.findLR):
         lines["folder"] += f"; resume with: {run.options.resume_command}"
+        lines |= _describe_disk(options, network)
     run.report.about = _about(options, run, lines)
     run.console.say("\n".join(f"{name:<10}{text}" for name, text in lines.items()))
 
@@ -969,6 +972,22 @@ def _about(options: Options, run: Run, header: dict[str, str]) -> About:
         way = f"python predict.py {best} {train} --mistakes wrong.csv --sheet wrong.png"
         commands.insert(1, (way, "which training images may have a wrong label"))
     return About(name, header, opts.differing(options), commands)
+
+
+def _describe_disk(options: Options, network: Network) -> dict[str, str]:
+    """Return what a header says of the files that a run will hold, where they are large."""
+    weights = sum(value.nbytes for value in network.state_dict().values())
+    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    slots = {"sgd": bool(options.momentum), "adamw": 2}[options.optimizer]
+    held = weights + int(slots) * trained + (weights if options.ema else 0)
+    every = abs(options.snapshot)
+    # best.pt, and one at the end in any case.
+    files = 2 if options.snapshot <= 0 else 1 + -(-options.nEpochs // every)
+    total = options.keep * held + files * weights
+    if total < LARGE:
+        return {}
+    sizes = f"{options.keep} checkpoints of {gigabytes(held)}, {files} files of weights"
+    return {"disk": f"{gigabytes(total)} in the end: {sizes} of {gigabytes(weights)}"}
 
 
 def _describe_sizes(options: Options) -> str:
@@ -1110,4 +1129,6 @@ def _describe_device(options: Options, run: Run, train: AnyLoader) -> str:
     together = ""
     if options.gpus > 1:
         together = f", {options.gpus} GPUs by DataParallel (--parallel ranks is faster)"
-    return f"{run.environment['device']}, {precision}, {threads}{workers}{together}"
+    absent = options.GPU is None and run.step.device.type == "cpu"
+    device = f"{run.environment['device']}{', no GPU found' if absent else ''}"
+    return f"{device}, {precision}, {threads}{workers}{together}"

@@ -55,6 +55,8 @@ class Loader(Protocol):
 
     def preview(self, indices: np.ndarray) -> Tensor: ...
 
+    def whole(self, indices: np.ndarray) -> Tensor | None: ...
+
 
 def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> Images:
     """Open the part "train" or "test" of the data set called `name`. Raises Refused."""
@@ -121,6 +123,10 @@ class ArrayLoader:
         """
         images = self.pipeline.single_crop().cut_arrays(self._rows(indices).cpu(), 0, indices)
         return images.expand(-1, 3, -1, -1)
+
+    def whole(self, indices: np.ndarray) -> Tensor | None:
+        """Return None: hardly anything of an array is cut off."""
+        return None
 
     def _rows(self, indices: np.ndarray) -> Tensor:
         """Return the stored pixels of these images, (n, C, H, W) uint8."""
@@ -195,9 +201,19 @@ class HostLoader:
         """Return what the network sees of these images, (n, 3, S, S) uint8 on the host; of ten
         crops the centre.
         """
+        return self._seen(self.pipeline.single_crop(), indices)
+
+    def whole(self, indices: np.ndarray) -> Tensor | None:
+        """Return all of these images, black beside, (n, 3, S, S) uint8; None where `preview` shows
+        all.
+        """
+        if self.pipeline.fit != "crop":
+            return None
+        return self._seen(self.pipeline.padded(), indices)
+
+    def _seen(self, pipeline: Pipeline, indices: np.ndarray) -> Tensor:
         plan = ChosenPlan(len(indices), len(indices), chosen=indices)
-        reader = Reader(self.images, self.pipeline.single_crop(), plan, finishes=False)
-        return reader[Task(0, 0)][0]
+        return Reader(self.images, pipeline, plan, finishes=False)[Task(0, 0)][0]
 
 
 class FileLoader(HostLoader):

@@ -275,6 +275,7 @@ def test(run: Run, network: nn.Module, loader: Loader, trained: Sums) -> Tested:
         display_names(images),
         images.path,
         loader.preview,
+        loader.whole,
     )
 
 

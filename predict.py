@@ -1,5 +1,7 @@
 """Names and probabilities for images: `python predict.py best.pt photo.jpg folder/`.
 
+A line each image, and of several a table of the classes that they are taken for.
+
 A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and
 deviation. An image that cannot be read is named, the others are predicted, and the exit status is
 1.
@@ -9,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from base import process
 from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
@@ -125,13 +128,20 @@ def _scores(network: model.Network, pixels: Tensor, *, mirrored: bool) -> tuple[
     return scores, own
 
 
-def pixels_of(network: model.Network, found: Sequence[Prediction], exif: str | None) -> Tensor:
+def pixels_of(spec: model.Spec, found: Sequence[Prediction], exif: str | None) -> Tensor:
     """Return what the network saw of images, (n, 3, S, S) uint8."""
     read = []
     for prediction in found:
         image = prediction.source.chosen(np.array([prediction.index]))
-        read += [pixels for pixels, _, _ in seen.batches(network.spec, image, exif)]
+        read += [pixels for pixels, _, _ in seen.batches(spec, image, exif)]
     return torch.cat(read)
+
+
+def whole_of(spec: model.Spec, found: Sequence[Prediction], exif: str | None) -> Tensor | None:
+    """Return all of these images, black beside, as large; None where the network saw all."""
+    if spec.fit != "crop":
+        return None
+    return pixels_of(replace(spec, fit="pad", image_size=spec.crop_size), found, exif)
 
 
 def _targets(arguments: argparse.Namespace) -> dict[str, str]:
@@ -236,6 +246,8 @@ def _write(
 ) -> None:
     """Write the files that are asked for, and what is said of all images."""
     shown, titles = found[:SHEET], None
+    if len(found) > 1 and not (arguments.mistakes or arguments.similar):
+        print("\n" + predictions.summary(found))
     if arguments.csv:
         predictions.write_rankings(found, arguments.csv)
     if arguments.embed:
@@ -255,8 +267,10 @@ def _write(
         marks = ["this one", *(f"{cosine:.4f}" for cosine, _ in close)]
         titles = predictions.titles_of(shown, marks)
     if arguments.sheet and shown:
-        images = pixels_of(network, shown, arguments.exif)
-        predictions.draw(images, titles or predictions.titles_of(shown), arguments.sheet)
+        images = pixels_of(network.spec, shown, arguments.exif)
+        whole = whole_of(network.spec, shown, arguments.exif) if arguments.mistakes else None
+        titles = titles or predictions.titles_of(shown)
+        predictions.draw(images, titles, arguments.sheet, whole=whole)
     if arguments.explain:
         _explain(network, found[:EXPLAINED], arguments)
 
@@ -265,7 +279,7 @@ def _explain(
     network: model.Network, shown: list[Prediction], arguments: argparse.Namespace
 ) -> None:
     """Draw where the network looked. Raises Refused where it has no positions."""
-    images = pixels_of(network, shown, arguments.exif)
+    images = pixels_of(network.spec, shown, arguments.exif)
     try:
         maps = explain.heatmaps(network, images)
     except ValueError as error:

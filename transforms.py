@@ -149,6 +149,11 @@ class Pipeline:
             fit=self.fit,
         )
 
+    def padded(self) -> "Pipeline":
+        """Return the pipeline that shows all of an image, as large as this one's crop."""
+        sizes = self.crop_size, self.crop_size
+        return Pipeline([], *sizes, interpolation=self.interpolation, fit="pad")
+
     @property
     def parts(self) -> tuple[int, ...]:
         """The axes before a part's own: none, or (5,) in ten-crop testing."""

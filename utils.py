@@ -133,10 +133,7 @@ def device_for(
 
     available = _count_gpus()
     if first_gpu is None and available == 0 and count == 1:
-        other = other_accelerator()
-        if other is None and local_rank == 0:
-            print("no GPU found: training on the CPU", flush=True)
-        return torch.device(other or "cpu")
+        return torch.device(other_accelerator() or "cpu")
 
     # Ranks of one machine take neighbouring GPUs.
     first = (first_gpu or 0) + local_rank

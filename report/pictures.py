@@ -297,12 +297,16 @@ def sheet(
 ) -> None:
     """Draw images in a grid, each below its title of one to three lines.
 
-    images: (N, S, S, 3) uint8.
+    images: (N, S, W, 3) uint8.
     """
-    columns = min(6, max(1, len(images)))
+    # Fewer of pictures that are twice as wide.
+    wide = images.shape[2] / images.shape[1] if len(images) else 1.0
+    columns = min(6 if wide < 1.5 else 4, max(1, len(images)))
     rows = max(1, -(-len(images) // columns))
     lines = max((title.count("\n") for title in titles), default=1)
-    figure = Figure(figsize=(2.1 * columns, (2.3 + 0.18 * lines) * rows), layout="constrained")
+    figure = Figure(
+        figsize=(2.1 * wide * columns, (2.3 + 0.18 * lines) * rows), layout="constrained"
+    )
 
     if heading:
         figure.suptitle(heading, fontsize=10, parse_math=False)

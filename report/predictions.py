@@ -44,6 +44,23 @@ def write_rankings(found: Sequence[Prediction], path: str) -> None:
     write_rows(path, ["path", "rank", "class", "probability"], rows, named=True)
 
 
+def summary(found: Sequence[Prediction]) -> str:
+    """Return a table of the classes that images are taken for: how many, and how sure on average,
+    the most frequent first.
+    """
+    scores: dict[str, list[float]] = {}
+    for prediction in found:
+        name, score = prediction.ranking[0]
+        scores.setdefault(printable(name), []).append(score)
+    rows = sorted(scores.items(), key=lambda row: (-len(row[1]), row[0]))
+    width = max(len("class"), *(len(name) for name in scores))
+    lines = [f"{'class':<{width}}  images  mean probability"]
+    for name, values in rows:
+        mean = f"{100 * sum(values) / len(values):.2f} %"
+        lines.append(f"{name:<{width}}  {len(values):>6}  {mean:>16}")
+    return "\n".join(lines)
+
+
 def titles_of(found: Sequence[Prediction], marks: Sequence[str] | None = None) -> list[str]:
     """Return two lines an image: its file, and its most probable class, or what is given."""
     from report import pictures
@@ -105,11 +122,20 @@ def write_features(found: Sequence[Prediction], path: str) -> tuple[int, int]:
     return features.shape[0], features.shape[1]
 
 
-def draw(images: Tensor, titles: Sequence[str], path: str, maps: Tensor | None = None) -> None:
-    """Draw images below their titles. images: (N, 3, S, S) uint8; maps: of `heatmaps`."""
+def draw(
+    images: Tensor,
+    titles: Sequence[str],
+    path: str,
+    maps: Tensor | None = None,
+    whole: Tensor | None = None,
+) -> None:
+    """Draw images below their titles.
+
+    images: (N, 3, S, S) uint8; maps: of `heatmaps`; whole: as images, drawn beside them.
+    """
     from report import pictures
 
-    pixels = images.permute(0, 2, 3, 1).numpy()
+    pixels = tables.beside(images, whole)
     if maps is not None:
         pixels = pictures.overlaid(pixels, maps.numpy())
     pictures.sheet(pixels, titles, Path(path), named=True)

@@ -245,9 +245,8 @@ class Report:
             tested.labels[rows].tolist(),
             *(values.tolist() for values in tested.scores[rows].max(1)),
         )
-        images = tested.preview(indices)
         of = "" if record is None else f"epoch {record.epoch}, the best so far"
-        pictures.sheet(images.permute(0, 2, 3, 1).numpy(), titles, path, of)
+        pictures.sheet(tested.shown(indices), titles, path, of)
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:

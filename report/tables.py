@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from base.files import write_rows
@@ -23,7 +24,7 @@ class Tested:
 
     scores: (N, K) probabilities; labels, indices: (N,); classes: their display names; path: from an
     index to what the image is called; preview: from indices (n,) to what the network sees of these
-    images, (n, 3, S, S) uint8.
+    images, (n, 3, S, S) uint8; whole: to all of them, None where that is the same.
     """
 
     metrics: TestMetrics
@@ -33,10 +34,27 @@ class Tested:
     classes: list[str]
     path: Callable[[int], str]
     preview: Callable[[np.ndarray], Tensor]
+    whole: Callable[[np.ndarray], Tensor | None] | None = None
+
+    def shown(self, indices: np.ndarray) -> np.ndarray:
+        """Return what the network sees of images, and all of them beside it, (n, S, W, 3)."""
+        seen = self.preview(indices)
+        return beside(seen, self.whole(indices) if self.whole is not None else None)
 
     def name(self, row: int) -> str:
         """Return what the image of a row is called."""
         return self.path(int(self.indices[row]))
+
+
+def beside(seen: Tensor, whole: Tensor | None) -> np.ndarray:
+    """Return images as they are shown, (n, S, W, 3) uint8.
+
+    seen: (n, 3, S, S) uint8; whole: the same, which comes to the right of a white gap.
+    """
+    if whole is None:
+        return seen.permute(0, 2, 3, 1).numpy()
+    gap = seen.new_full((*seen.shape[:3], max(1, seen.shape[3] // 32)), 255)
+    return torch.cat([seen, gap, whole], 3).permute(0, 2, 3, 1).numpy()
 
 
 def class_rows(tested: Tested) -> tuple[list[str], list[list[str]]]:

@@ -27,12 +27,12 @@ SHEET = 48
 
 def write_left_out(tested: Tested, run: Run) -> None:
     """Keep what a fold's network says of its images: paths (n,), labels (n,), scores (n, K)
-    float32, classes (K,), and the pixels of the worst mistakes, (m, 3, S, S), with their rows.
+    float32, classes (K,), and what is shown of the worst mistakes, (m, S, W, 3), with their rows.
     """
     if not run.ranks.first:
         return
     worst = confident_errors(tested.scores, tested.labels, SHEET).numpy()
-    pixels = tested.preview(tested.indices[worst]).numpy() if len(worst) else np.empty(0, np.uint8)
+    pixels = tested.shown(tested.indices[worst]) if len(worst) else np.empty(0, np.uint8)
     values: dict[str, Any] = {
         "paths": np.array([tested.name(row) for row in range(len(tested.labels))]),
         "labels": tested.labels.numpy(),
@@ -127,4 +127,4 @@ def _draw(parts: Sequence[dict[str, np.ndarray]], path: Path) -> None:
     best = [float(values.max()) for values in scores]
     said = [int(values.argmax()) for values in scores]
     titles = pictures.mistake_titles(paths, classes, labels, best, said)
-    pictures.sheet(np.stack(pixels).transpose(0, 2, 3, 1), titles, path)
+    pictures.sheet(np.stack(pixels), titles, path)

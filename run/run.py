@@ -400,6 +400,8 @@ class Run:
             best = f"{top1}: {self.folder / 'best.pt'}"
         if self.ended:
             self.console.say(f"ended after {progress.epoch} epochs: {self.ended}")
+        else:
+            best = f"finished: {best}"
         peak = max((record.peak_memory_bytes for record in progress.history), default=0)
         memory = f"at most {peak / 2**20:.0f} MiB were in use"
         self.console.say(f"{best}; {memory}")

@@ -19,11 +19,16 @@ from rig import ROOT, make_images, on_folder
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 import compare
+import data
 import main
 import model
-from report import pictures
+from datasets.images import FileImages
+from loading.plan import Plan
+from report import pictures, predictions, tables
+from report.predictions import Prediction
 from report.report import Report
 from training import metrics
+from transforms import Pipeline
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +264,39 @@ def test_colours_are_never_written(images: Path, tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_mistake_is_shown_with_all_of_its_photograph(
+    photographs: list[np.ndarray], tmp_path: Path
+) -> None:
+    """What was cut off may be why: torchvision's resize and pad, to the right of the crop."""
+    import torchvision.transforms.v2.functional as v2
+
+    image = torch.from_numpy(photographs[0].copy()).permute(2, 0, 1)  # (3, 427, 640)
+    side = 96
+    crop = v2.center_crop(v2.resize(image, side, antialias=True), [side, side])
+    resized = v2.resize(image, [side * 427 // 640, side], antialias=True)
+    above = (side - resized.shape[1]) // 2
+    whole = v2.pad(resized, [0, above, 0, side - resized.shape[1] - above])
+    Image.fromarray(photographs[0]).save(tmp_path / "x.png")
+    images = FileImages(["x.png"], np.zeros(1, np.int64), ["a"], str(tmp_path))
+    pipeline, cpu = Pipeline([], side, side), torch.device("cpu")
+    loader = data.make_loader(images, pipeline, Plan(1, 1), cpu, workers=0)
+    shown = tables.beside(loader.preview(np.zeros(1, int)), loader.whole(np.zeros(1, int)))
+    assert shown.shape == (1, side, 2 * side + 3, 3)
+    left = shown[0, :, :side].astype(int) - crop.permute(1, 2, 0).numpy()
+    right = shown[0, :, side + 3 :].astype(int) - whole.permute(1, 2, 0).numpy()
+    assert max(abs(left).max(), abs(right).max()) <= 1
+    assert (shown[0, :, side : side + 3] == 255).all()
+
+
+def test_predictions_of_many_images_are_summed_up() -> None:
+    source = FileImages(["x"], np.zeros(1, np.int64), ["a"], "")
+    said = [("cat", 0.5), ("dog", 0.9), ("cat", 0.75), ("a long name", 0.25)]
+    found = [Prediction("x", [(name, score)], "", source, 0) for name, score in said]
+    assert predictions.summary(found).splitlines() == [
+        "class        images  mean probability",
+        "cat               2           62.50 %",
+        "a long name       1           25.00 %",
+        "dog               1           90.00 %",
+    ]
