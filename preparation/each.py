@@ -2,7 +2,9 @@
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.pool import Pool
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -13,6 +15,8 @@ from loading.workers import shorten_socket_paths
 
 # Files a process takes at a time.
 CHUNK = 16
+# Seconds after which processes that do not end are told so again.
+AGAIN = 0.2
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -36,6 +40,8 @@ def _start(work: Callable[[Any], Any]) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
+    # It is sent again until this process is gone: what is half-written is removed all the same.
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -56,7 +62,36 @@ def each(
 
         shorten_socket_paths()
         context = multiprocessing.get_context("forkserver")
-        with context.Pool(processes, _start, (work,)) as pool:
+        pool = context.Pool(processes, _start, (work,))
+        try:
             for result in pool.imap(_do, items, CHUNK):
                 yield result
                 bar.update()
+            pool.close()
+        except BaseException:
+            _end_all(pool)
+            raise
+        finally:
+            pool.join()
+
+
+def _end_all(pool: Pool) -> None:
+    """End the processes in the midst of their work.
+
+    Python answers a signal between two of its steps. A process that got it just before it began to
+    wait for work would wait for ever: the signal is repeated.
+    """
+    workers: list[Any] = list(pool._pool)  # type: ignore[attr-defined]
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(AGAIN):
+            for worker in workers:
+                worker.terminate()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    pool.terminate()
+    pool.join()
+    over.set()
+    thread.join()

@@ -1,0 +1,51 @@
+"""Work on many images ends, whatever happens to its processes."""
+
+import signal
+import subprocess
+import sys
+import time
+
+from common import ROOT
+
+from preparation import each
+
+PROGRAM = """
+import sys
+sys.path[:0] = {paths!r}
+if __name__ == "__main__":
+    import test_each
+    from preparation.each import each
+    found = each(test_each.deaf_once, range(64), 64, "x", 2)
+    next(found)
+    found.close()
+    print("ended", flush=True)
+"""
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def deaf_once(number: int) -> int:
+    """Miss one SIGTERM, as a process does that gets it just before it begins to wait."""
+
+    def miss(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, each._end)
+
+    signal.signal(signal.SIGTERM, miss)
+    if number >= each.CHUNK:
+        time.sleep(3600)
+    return number
+
+
+def test_all_items_come_back_in_order() -> None:
+    assert list(each.each(square, range(100), 100, "x", 2)) == [n * n for n in range(100)]
+
+
+def test_a_process_that_missed_its_signal_ends_all_the_same() -> None:
+    paths = [str(ROOT), str(ROOT / "tests" / "preparation"), str(ROOT / "tests" / "support")]
+    program = PROGRAM.format(paths=paths)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=40, cwd=ROOT
+    )
+    assert result.stdout == "ended\n", result.stderr
