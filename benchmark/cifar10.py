@@ -103,10 +103,15 @@ def main() -> None:
     )
     parser.add_argument("--repetitions", type=int, default=3, help="alternating (default: 3)")
     parser.add_argument("--workers", type=int, default=2, help="of the usual loader (default: 2)")
+    about = "where the time of a training batch in memory goes, in milliseconds, and nothing else"
+    parser.add_argument("--stages", action="store_true", help=about)
     parser.add_argument("--json", help="file for the figures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # one core for ours
     utils.keep_memory()  # as main.py does
+    if arguments.stages:
+        show_stages(arguments)
+        return
     with clear_errors(), tempfile.TemporaryDirectory() as scratch:
         run(arguments, Path(scratch))
 
@@ -141,6 +146,46 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     labels["torchvision"] = f"torchvision, {arguments.workers} workers"
     print_table(table(figures, labels))
     timing.write(arguments.json, {"figures": figures})
+
+
+def show_stages(arguments: argparse.Namespace) -> None:
+    """Measure each part of a batch alone, alternating, beside writing its bytes once."""
+    images = synthetic.synthetic(None, "train", shape=(10_000, 10, SIDE))
+    stored = images.pixels.permute(0, 2, 3, 1).contiguous()
+    indices = np.random.default_rng(1).permutation(len(images))[:BATCH]
+    chosen = stored[torch.from_numpy(indices)].permute(0, 3, 1, 2)
+
+    def pipeline(text: str) -> Pipeline:
+        return Pipeline(augmentation.parse(text), SCALED, SIDE, interpolation="bicubic")
+
+    cut, whole, normalise = pipeline("crop"), pipeline(TRAIN), Normalise()
+    cropped = cut.cut_arrays(chosen, 0, indices)
+    ready = normalise(cropped)
+    draws = {name: pipeline(name).draw_uniforms(0, indices) for name in ("flip", "jitter:0.4")}
+
+    def step(name: str) -> torch.Tensor:
+        return pipeline(name).apply_steps(cropped, draws[name])
+
+    stages: dict[str, Callable[[], Any]] = {
+        "choose 128 images": lambda: stored.index_select(0, torch.from_numpy(indices)),
+        "resize to 48 and crop": lambda: cut.cut_arrays(chosen, 0, indices),
+        "draw random numbers": lambda: whole.draw_uniforms(0, indices),
+        "flip": lambda: step("flip"),
+        "colour jitter": lambda: step("jitter:0.4"),
+        "normalise to float32": lambda: normalise(cropped),
+        "copy a float32 batch, for comparison": ready.clone,
+    }
+    ways = {name: partial(repeated, stage, arguments.batches) for name, stage in stages.items()}
+    runs = timing.alternate(ways, arguments.repetitions)
+    figures = {name: timing.summary(found) for name, found in runs.items()}
+    rows = [["one core", "ms a batch of 128"]]
+    rows += [[name, f"{1000 * found['seconds_per_batch']:.3f}"] for name, found in figures.items()]
+    print_table(rows)
+    timing.write(arguments.json, {"figures": figures})
+
+
+def repeated(stage: Callable[[], Any], most: int) -> list[float]:
+    return timing.seconds_per_batch((stage() for _ in iter(int, 1)), most, skip=5)
 
 
 def table(figures: dict[str, Any], labels: dict[str, str]) -> list[list[str]]:

@@ -113,7 +113,7 @@ def test_a_run_keeps_its_fit_in_its_weights(
     found = next(given.sources([str(images / "val")], Limits()))
     predictions = list(predict.predict(network, found, 1))
     size, crop = network.spec.image_size, network.spec.crop_size
-    pixels = predict.pixels_of(network, predictions, None)
+    pixels = predict.pixels_of(network.spec, predictions, None)
     pipeline = Pipeline([], size, crop, fit=fit)
     with Image.open(found.path(0)) as image:
         expected = seen(np.asarray(image.convert("RGB")), pipeline)
