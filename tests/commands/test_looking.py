@@ -135,7 +135,7 @@ def test_mirror_images_count_in_predictions(trained: Path) -> None:
     images = next(given.sources([str(trained / "images" / "val")], Limits()))
     plain = [p.scores for p in predict.predict(network, images, 1)]
     both = [p.scores for p in predict.predict(network, images, 1, mirrored=True)]
-    pixels = predict.pixels_of(network, list(predict.predict(network, images, 1)), None)
+    pixels = predict.pixels_of(network.spec, list(predict.predict(network, images, 1)), None)
     with torch.no_grad():
         flipped = network(pixels.flip(3)).softmax(1)
     for own, mean, other in zip(plain, both, flipped, strict=True):
