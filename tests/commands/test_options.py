@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from common import ROOT
 
 import main
+import model
 import opts
 from base.arguments import nearest
 from base.errors import clear_errors
@@ -138,6 +140,11 @@ def test_nearest_names() -> None:
     assert nearest("zzz", ["vgg16"]) == ""
 
 
+# Training images and classes of the published sets.
+IMAGES = {"ilsvrc2012": (1_281_167, 1000), "cifar10": (50_000, 10), "cifar100": (50_000, 100)}
+IMAGES |= {"mnist": (60_000, 10), "fashionmnist": (60_000, 10)}
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "recipes").glob("*.txt")), ids=lambda path: path.stem
 )
@@ -147,6 +154,16 @@ def test_every_recipe_is_read_and_says_what_it_reaches(path: Path) -> None:
     if path.stem != "my-folder":
         text = path.read_text()
         assert all(word in text for word in ("# Published:", "# Source:", "# Reached here:"))
+        assert f"# Command: python main.py @recipes/{path.name}" in text
+        # Multiply-adds are two operations each, in forward and twice in backward passes.
+        hours = re.search(r"^# Estimate: (\S+) GPU-hours at 100 TFLOP/s", text, re.MULTILINE)
+        assert hours
+        images, count = IMAGES[options.dataset]
+        names = tuple(str(number) for number in range(count))
+        sizes = options.imageSize, options.cropSize
+        network = model.build(model.Spec(options.netType, names, *sizes, options.stem))
+        operations = 3 * 2 * model.multiply_adds(network) * images * options.nEpochs
+        assert float(hours[1]) == pytest.approx(operations / 1e14 / 3600, rel=0.06)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
