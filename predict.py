@@ -1,6 +1,6 @@
 """Names and probabilities for images: `python predict.py best.pt photo.jpg folder/`.
 
-A line each image; of several, on stderr, a table of the classes that they are taken for.
+A line each image; of several, on a terminal, a table of the classes that they are taken for.
 
 A weights file or a checkpoint is enough: it carries network, class names, sizes, mean and
 deviation. An image that cannot be read is named, the others are predicted, and the exit status is
@@ -246,9 +246,10 @@ def _write(
 ) -> None:
     """Write the files that are asked for, and what is said of all images."""
     shown, titles = found[:SHEET], None
-    if len(found) > 1 and not (arguments.mistakes or arguments.similar):
-        # What reads the lines of images finds nothing else among them.
-        print("\n" + predictions.summary(found), file=sys.stderr)
+    compares = arguments.mistakes or arguments.similar
+    # A program that reads the lines of images finds nothing else among them.
+    if len(found) > 1 and not compares and sys.stdout.isatty():
+        print("\n" + predictions.summary(found))
     if arguments.csv:
         predictions.write_rankings(found, arguments.csv)
     if arguments.embed:

@@ -1,5 +1,6 @@
 """Paths, lists, environments and logs as people have them, around a run and beside it."""
 
+import contextlib
 import csv
 import json
 import os
@@ -360,3 +361,26 @@ def test_check_names_bad_images_and_works_on_read_only_data(
     assert "bad: train/class 0/0.jpg: " in error
     assert "train/class 0/0.jpg" in (lists / "bad_images.csv").read_text()
     assert not (images / "manifest.csv").exists()
+
+
+def test_predictions_are_summed_up_on_a_terminal_alone(trained: Path) -> None:
+    weights = str(trained / "runs" / "folder" / "r" / "best.pt")
+    command = [sys.executable, str(ROOT / "predict.py"), weights, str(trained / "d" / "val")]
+    piped = subprocess.run(command, capture_output=True, text=True)
+    assert (piped.returncode, piped.stderr) == (0, "")
+    ours, terminal = os.openpty()
+    with os.fdopen(ours, "rb") as screen:
+        child = subprocess.Popen(command, stdout=terminal)
+        os.close(terminal)
+        shown = b""
+        # The terminal's end is an error when its last user has left it.
+        with contextlib.suppress(OSError):
+            while part := screen.read1():
+                shown += part
+        assert child.wait() == 0
+    lines = shown.decode().replace("\r\n", "\n")
+    assert lines.startswith(piped.stdout)
+    table = lines.removeprefix(piped.stdout).strip().splitlines()
+    assert table[0].split() == ["class", "images", "mean", "probability"]
+    counted = sum(int(row.rsplit(maxsplit=3)[1]) for row in table[1:])
+    assert counted == len(piped.stdout.splitlines())

@@ -3,9 +3,12 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from common import refused_with
+from PIL import Image
 from torch import Tensor, nn
 
 import model
@@ -264,3 +267,40 @@ def test_a_deviation_of_nothing_is_refused(network: model.Network, tmp_path: Pat
     torch.save({"model": network.spec.to_plain(), "network": network.state_dict()}, path)
     with refused_with("normalise.std is not above 0"):
         model.load(str(path))
+
+
+def test_published_weights_are_tested_as_torchvision_tests_them(
+    tmp_path: Path, photographs: list[np.ndarray]
+) -> None:
+    """Made-up weights, in a file called as torchvision's, and 30 images of 1,000 classes."""
+    import published
+
+    twin = next(twin for twin in published.twins() if twin.name == "googlenet")
+    weights = torchvision.models.GoogLeNet_Weights.IMAGENET1K_V1
+    assert (twin.file, twin.top1) == ("googlenet-1378be20.pth", 69.778)
+    assert (twin.image_size, twin.crop_size) == (256, 224)
+    torch.manual_seed(5)
+    network = torchvision.models.googlenet(transform_input=True, init_weights=False).eval()
+    torch.save(network.state_dict(), tmp_path / twin.file)
+
+    draws, right = np.random.default_rng(1), 0
+    for number in range(1000):
+        for side in ("train", "val"):
+            (tmp_path / "d" / side / f"n{number:08d}").mkdir(parents=True)
+        small = Image.fromarray(photographs[0][:8, :8])
+        small.save(tmp_path / "d" / "train" / f"n{number:08d}" / "x.png")
+    for number in range(30):
+        top, left = draws.integers(0, 120), draws.integers(0, 300)
+        image = Image.fromarray(photographs[number % 2][top : top + 300, left : left + 320])
+        pixels = weights.transforms()(image)
+        with torch.inference_mode():
+            said = int(network(pixels[None]).argmax(1))
+        # Two of three are right.
+        label = said if number % 3 else (said + 1) % 1000
+        right += label == said
+        image.save(tmp_path / "d" / "val" / f"n{label:08d}" / f"{number}.png")
+    top1 = 100 * right / 30
+    more = "--dataset", "folder", "--GPU", "-1", "--precision", "fp32", "--nThreads", "0"
+    result = published.run(tmp_path / "d", tmp_path, *more, expected={"googlenet": top1})
+    assert result["tested"]["googlenet"]["measured"] == pytest.approx(top1)
+    assert result["equal"] == len(result["tested"]) == 1
