@@ -107,7 +107,7 @@ def cross_validate(options: opts.Options, argv: list[str]) -> None:
     for fold in Fold.all(options.folds or 0):
         words = [*argv, "--fold", str(fold), f"--expID={options.expID}-{fold.suffix}"]
         folders.append(opts.parse(words).folder)
-        with folds.announced(fold, opts.command_to_continue(argv)):
+        with folds.announced(fold, options.command_to_continue(argv)):
             main(words)
     folds.join(folders, options.folder.with_name(f"{options.expID}-folds"))
 

@@ -452,12 +452,21 @@ class Options:
         for name, value in named.items():
             # A value that begins like an option has to be tied to its own.
             where += [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
+        return shlex.join([*self._launched, *where, "--continue"])
+
+    @property
+    def _launched(self) -> list[str]:
+        """What starts main.py as it was started."""
         here, machines = number_of("LOCAL_WORLD_SIZE", 1), number_of("GROUP_WORLD_SIZE", 1)
         launcher = ["python"]
         if self.parallel != "ranks" and here > 1 and machines == 1:
             launcher = ["torchrun", "--nproc-per-node", str(here)]
-        script = str(Path(__file__).resolve().with_name("main.py"))
-        return shlex.join([*launcher, script, *where, "--continue"])
+        return [*launcher, str(Path(__file__).resolve().with_name("main.py"))]
+
+    def command_to_continue(self, argv: list[str]) -> str:
+        """Return the command that goes on with all that a command line asks for."""
+        given = [word for word in argv if word not in ("--overwrite", "--continue")]
+        return shlex.join([*self._launched, *given, "--continue"])
 
     def recorded(self) -> Values:
         """Return what options.json holds."""
@@ -532,13 +541,6 @@ def parse(argv: list[str] | None = None) -> Options:
     for message in unfitting(options):
         parser.error(message)
     return options
-
-
-def command_to_continue(argv: list[str]) -> str:
-    """Return the command that goes on with all that a command line asks for."""
-    script = str(Path(__file__).resolve().with_name("main.py"))
-    given = [word for word in argv if word not in ("--overwrite", "--continue")]
-    return shlex.join(["python", script, *given, "--continue"])
 
 
 def build_parser() -> Parser:
