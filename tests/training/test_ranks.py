@@ -125,7 +125,8 @@ def test_under_torchrun_a_wrong_call_is_said_once(tmp_path: Path) -> None:
     assert result.stderr.count("a rank has one GPU") == 1
     result = torchrun(2, "main.py", "--dataset", "folder", "--data_dir", str(tmp_path / "none"))
     assert result.returncode
-    assert result.stdout.count("no GPU found") == (torch.cuda.device_count() == 0)
+    # Nothing begins that a GPU would be missed in.
+    assert "no GPU found" not in result.stdout
     assert result.stderr.count("there is no folder") == 1
 
 
