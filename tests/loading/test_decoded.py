@@ -510,7 +510,7 @@ def test_kept_pixels_are_part_of_what_bits_depend_on(tmp_path: Path) -> None:
             "--dataset folder --decoded ram --augment resizedcrop --decodedSize 99",
             "--decodedSize 99 is less than --cropSize 224",
         ),
-        ("--dataset folder --decoded tape", "is not one of ram, disk, device"),
+        ("--dataset folder --decoded tape", "is not one of off, ram, disk, device"),
     ],
 )
 def test_a_wrong_call_is_told(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
