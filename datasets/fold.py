@@ -1,4 +1,7 @@
-"""Which part of the training side is left out: what `--fold 2/5` says."""
+"""Which part of the training side is left out: what `--fold 2/5` says.
+
+Nothing here imports torch: the command line is read with it.
+"""
 
 from dataclasses import dataclass
 

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from run.signals import Stopped
 from training.metrics import confident_errors, suspected
 
 LEFT_OUT = "left_out.npz"
+FIELDS = ("paths", "labels", "scores", "classes", "worst", "pixels")
 # Images on the sheet.
 SHEET = 48
 
@@ -73,6 +75,9 @@ def join(folders: Sequence[Path], where: Path) -> None:
     scores = torch.from_numpy(np.concatenate([part["scores"] for part in parts]))
     labels = torch.from_numpy(np.concatenate([part["labels"] for part in parts]))
     paths = np.concatenate([part["paths"] for part in parts]).tolist()
+    if twice := len(paths) - len(set(paths)):
+        other = f"{twice} images lie in two folds in {where.parent}: other images than before"
+        raise Refused(f"{other}; train all folds anew with --overwrite")
 
     where.mkdir(parents=True, exist_ok=True)
     top1 = [100 * float((p["scores"].argmax(1) == p["labels"]).mean()) for p in parts]
@@ -103,9 +108,13 @@ def join(folders: Sequence[Path], where: Path) -> None:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return what a fold left. Raises Refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            found = {name: file[name] for name in FIELDS}
+        images, classes = found["scores"].shape
+        if (images, classes) != (len(found["labels"]), len(found["classes"])):
+            raise ValueError("its scores are of other images or classes")
+        return found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Refused(f"cannot read {path} ({error}): remove it, and give --continue") from None
 
 

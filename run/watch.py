@@ -29,14 +29,15 @@ JUDGED_AFTER = 30.0
 @dataclass
 class Clock:
     """Seconds of a pass: waiting for data, and all the rest; images: over all ranks; first: of the
-    wait, what the first batch took, for which workers have to start; given: when the last batch
-    came.
+    wait, what the first batch took, for which workers have to start; last: what the last one took;
+    given: when it came.
     """
 
     data: float = 0.0
     first: float = 0.0
     compute: float = 0.0
     images: int = 0
+    last: float = 0.0
     given: float = 0.0
 
     @property
@@ -61,8 +62,6 @@ class Watch:
         # What decoding once would take, where it fits.
         self.keeping = ""
         self.advised = False
-        # Waiting that lines have told already.
-        self.shown = 0.0
 
         # Paths of images that were left out, and why.
         self.bad: dict[str, str] = {}
@@ -73,13 +72,13 @@ class Watch:
     def timed(self, batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
         """Yield batches with a progress bar of `total` images; keep time."""
         clock = self.clock = Clock()
-        self.shown = 0.0
         with self.console.bar(title, total) as bar:
             last = time.perf_counter()
             for batch in batches:
                 now = time.perf_counter()
-                clock.data += now - last
-                clock.first = clock.first or now - last
+                clock.last = now - last
+                clock.data += clock.last
+                clock.first = clock.first or clock.last
                 clock.images += batch.total
                 clock.given = now
                 yield batch
@@ -111,16 +110,14 @@ class Watch:
             errors = f"top-1 err {wrong1:.2f} %; top-5 err {wrong5:.2f} %"
             if "test_top5" in self.console.hidden:
                 errors = f"top-1 err {wrong1:.2f} %"
-        # Of this step: what it waited for, and what it has taken since its batch was there.
-        data = self.clock.data - self.shown
-        self.shown = self.clock.data
+        # Of this step, since its batch was there.
         computed = time.perf_counter() - self.clock.given
 
         epoch, batch = progress.epoch + 1, progress.batch + 1
         self.console.say(
             f"epoch[{epoch}/{epochs}][{batch}/{batches}][batch={size}] - epoch so far: loss "
             f"{loss / max(count, 1):.4f}; {errors}; this step: lr {lr:g}; "
-            f"data {data:.3f} s; forward-backward {computed:.3f} s"
+            f"data {self.clock.last:.3f} s; forward-backward {computed:.3f} s"
         )
 
     def sums_beside_bar(self, sums: Sums) -> None:

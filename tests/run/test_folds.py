@@ -14,8 +14,10 @@ from rig import ROOT, make_images, on_folder
 
 import data
 import main
+from base.errors import Refused
 from datasets import folds
 from datasets.fold import Fold
+from run import folds as crossed
 from training.metrics import suspected
 
 
@@ -109,6 +111,36 @@ def test_folds_that_were_stopped_go_on_with_the_command_that_is_printed(tmp_path
     assert result.returncode == 0, result.stderr
     assert "2 folds: top-1" in result.stdout
     assert (tmp_path / "synthetic" / "alexnetbn-folds" / "mistakes.csv").exists()
+
+
+def left_out(path: Path, **changed: object) -> None:
+    """Write what a fold of two images of two classes leaves, or something else."""
+    values = {"paths": np.array(["a", "b"]), "labels": np.array([0, 1]), "worst": np.array([], int)}
+    values |= {"scores": np.eye(2, dtype=np.float32), "classes": np.array(["x", "y"])}
+    values |= {"pixels": np.empty(0, np.uint8)} | changed
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **{name: value for name, value in values.items() if value is not None})
+
+
+@pytest.mark.parametrize("damage", ["cut", "bytes", "field", "shape"])
+def test_what_a_fold_left_is_looked_at(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "fold" / "left_out.npz"
+    left_out(path, **({"scores": None} if damage == "field" else {}))
+    if damage == "shape":
+        left_out(path, labels=np.array([0]))
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    if damage == "bytes":
+        path.write_bytes(path.read_bytes().replace(b"x\0\0\0y", b"x\0\0\0z"))
+    with pytest.raises(Refused, match="remove it, and give --continue"):
+        crossed.join([path.parent], tmp_path / "out")
+
+
+def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        left_out(tmp_path / name / "left_out.npz")
+    with pytest.raises(Refused, match="2 images lie in two folds"):
+        crossed.join([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "2", "a/b", "1/2/3"])
