@@ -1,6 +1,9 @@
 """Too little memory: how many images fit."""
 
 import contextlib
+import gc
+import mmap
+import resource
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -14,6 +17,9 @@ from training.step import Step
 
 # Of the CPU's allocator and of CUDA's libraries, which raise RuntimeError.
 ALLOCATOR_WORDS = ("not enough memory", "can't allocate", "ALLOC_FAILED", "out of memory")
+# Of addresses, kept for the trials under a limit of addresses (ulimit -v): what a failed step freed
+# stays with the heap in pieces, and oneDNN maps pages for its code.
+RESERVE = 64 << 20
 # Does for so many images what ran out of memory.
 Trial = Callable[[int], None]
 
@@ -28,12 +34,14 @@ def enough_memory(
     it is no training step, which could be done in parts.
     """
     try:
-        yield
+        with _reserved_addresses():
+            yield
     except RuntimeError as error:
         if not _is_lack_of_memory(error):
             raise
         # The frames hold what filled the memory.
         traceback.clear_frames(error.__traceback__)
+        gc.collect()
         utils.free_memory()
     else:
         return
@@ -53,6 +61,20 @@ def enough_memory(
     if not testing:
         way = f"--accumulate {parts * -(-size // fits)} keeps the batch"
     raise Failed(f"{message}; {fits} images at once fit: {way}")
+
+
+@contextlib.contextmanager
+def _reserved_addresses() -> Iterator[None]:
+    """Hold RESERVE bytes of addresses, no memory, where this process's addresses are limited."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        # As good as full: the step itself will say so.
+        with contextlib.suppress(OSError):
+            held.enter_context(mmap.mmap(-1, RESERVE, prot=0))
+        yield
 
 
 @contextlib.contextmanager

@@ -178,7 +178,8 @@ def test_averaged_weights_are_tested_kept_and_continued(tmp_path: Path) -> None:
     assert len((run / "log.jsonl").read_text().splitlines()) == 3
 
 
-def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("megabytes", [700, 1536])
+def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path, megabytes: int) -> None:
     # The limit counts from what the imports take, which differs by gigabytes between builds of
     # torch.
     limited = (
@@ -186,7 +187,7 @@ def test_too_large_a_batch_names_the_one_that_fits(tmp_path: Path) -> None:
         "clear_errors\n"
         "used = int(pathlib.Path('/proc/self/statm').read_text().split()[0]) * "
         "resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 29),) * 2)\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, (used + ({megabytes} << 20),) * 2)\n"
         "with clear_errors(opts.WAYS_OUT):\n    main.main(sys.argv[1:])\n"
     )
     command = [
