@@ -264,7 +264,8 @@ class _Axis:
 
     The resizing kernel starts at whole pixels only, so it starts some pixels of the result early,
     where the window's fraction is nearly 0. before, after: pixels of the result that lie beyond the
-    border.
+    border. reach: pixels that the filter takes on either side, of the result where it shrinks and
+    stored ones where it enlarges; 0: none beyond the window.
     """
 
     __slots__ = ("after", "before", "count", "scale", "skip", "start", "stop")
@@ -274,6 +275,7 @@ class _Axis:
         self.before = max(0, round(-low / self.scale))
         self.after = max(0, round((high - length) / self.scale))
         low += self.before * self.scale
+        reach = math.ceil(reach / min(1.0, self.scale))
         self.skip = self._early(low, reach) if reach else 0
 
         self.start = max(0, round(low - self.skip * self.scale))
