@@ -80,6 +80,9 @@ OURS = {
     ),
     "ninbn": Entry("nin:ninbn", 16, "network in network, batch norm", lr=0.1, regime="nin"),
     "squeezenet": Entry("squeezenet:squeezenet", 16, "Iandola 2016, simple bypass"),
+    "resnet9": Entry("resnet9:resnet9", 8, "Page 2018, for small images", peak=0.2),
+    "resnet9s": Entry("resnet9:resnet9s", 8, "resnet9 with half the channels", peak=0.2),
+    "resnet9xs": Entry("resnet9:resnet9xs", 8, "resnet9 with a quarter of the channels", peak=0.2),
 }
 
 # torchvision's classification networks, `list_models(module=torchvision.models)`, but for the names

@@ -34,6 +34,9 @@ COUNTS = {
     "inception2": 19_124_528,
     "ninbn": 8_655_336,
     "squeezenet": 1_248_424,
+    "resnet9": 7_088_680,
+    "resnet9s": 1_904_392,
+    "resnet9xs": 542_584,
 }
 DEEP = {
     "vgg",
@@ -85,6 +88,42 @@ def test_auxiliary_heads_are_counted_as_published() -> None:
         heads = tuple(f"body.{head}." for head in OURS[name].heads)
         kept = [p for key, p in on_meta(name).named_parameters() if not key.startswith(heads)]
         assert sum(p.numel() for p in kept) == without
+
+
+def test_resnet9_is_counted_as_published() -> None:
+    # Page's has no bias in the linear layer.
+    assert parameter_count(create("resnet9", 10, 32, stem="fine")) == 6_573_120 + 10
+
+
+def test_resnet9_s_blocks_add_their_input() -> None:
+    network = create("resnet9xs", 10, 32, stem="fine")
+    torch.manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    state = {key.removeprefix("body."): value for key, value in network.eval().state_dict().items()}
+    functional = nn.functional
+
+    def layer(images: torch.Tensor, name: str) -> torch.Tensor:
+        images = functional.conv2d(images, state[f"{name}.0.weight"], padding=1)
+        norm = [state[f"{name}.1.{part}"] for part in ("running_mean", "running_var")]
+        scale = [state[f"{name}.1.{part}"] for part in ("weight", "bias")]
+        return functional.batch_norm(images, *norm, *scale).relu()
+
+    images = pixels(2, 32)
+    x = layer(network.normalise(images), "features.0")
+    x = functional.max_pool2d(layer(x, "features.1"), 2)
+    x = x + layer(layer(x, "features.3.first"), "features.3.second")
+    x = functional.max_pool2d(layer(x, "features.4"), 2)
+    x = functional.max_pool2d(layer(x, "features.6"), 2)
+    x = x + layer(layer(x, "features.8.first"), "features.8.second")
+    x = functional.linear(
+        x.flatten(2).max(2).values, state["classifier.weight"], state["classifier.bias"]
+    )
+    torch.testing.assert_close(network(images), x / 8, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [224, 100, 64, 63, 32, 28, 16])
