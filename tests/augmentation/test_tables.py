@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from torchvision.transforms import v2 as theirs
 
@@ -219,3 +220,58 @@ def test_ten_crops_of_files_are_at_the_corners() -> None:
         corners.append((round(right / 2), round(bottom / 2)))
         expected = [[2 * x, 2 * y, 2 * (x + 32), 2 * (y + 32)] for x, y in corners]
         assert box.tolist() == expected
+
+
+def test_smoothing_is_as_strong_as_the_draw_says(images: torch.Tensor) -> None:
+    u = torch.tensor([[0.0], [0.25], [0.5], [0.75], [0.9], [0.999]])
+    ours = noise.smooth(images.float() / 255, u, 3.0)
+    for image, blurred, (share,) in zip(images, ours, u.tolist(), strict=True):
+        theirs = scipy.ndimage.gaussian_filter(
+            image[1].double().numpy() / 255, 3 * share, mode="nearest", radius=12
+        )
+        assert np.abs(blurred[1].numpy() - theirs).max() < 1e-4
+
+
+@pytest.mark.parametrize("side", [(40, 60), (60, 40)])
+def test_erasing_hides_the_rectangle_that_its_draws_say(side: tuple[int, int]) -> None:
+    height, width = side
+    u = uniforms(2, 0, np.arange(300), 5, "erase")
+    black = torch.zeros(300, 3, height, width, dtype=torch.uint8)
+    fill = torch.tensor(noise.FILL, dtype=torch.uint8)[:, None, None]
+    hidden = (noise.erase(black, u, 0.6, 0.05, 0.4) == fill).all(1)
+    for image, (shown, area, aspect, top, left) in zip(hidden, u.tolist(), strict=True):
+        expected = torch.zeros(height, width, dtype=torch.bool)
+        if shown < 0.6:
+            pixels = (0.05 + 0.35 * area) * height * width
+            # From 0.3 to 1 / 0.3, evenly in its logarithm.
+            tall_over_wide = math.exp(math.log(0.3) + aspect * (math.log(1 / 0.3) - math.log(0.3)))
+            tall = min(height, max(1, round(math.sqrt(pixels * tall_over_wide))))
+            wide = min(width, max(1, round(math.sqrt(pixels / tall_over_wide))))
+            first_row = math.floor(top * (height - tall + 1))
+            first_column = math.floor(left * (width - wide + 1))
+            expected[first_row : first_row + tall, first_column : first_column + wide] = True
+        assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize(("name", "axis"), [("TranslateX", 3), ("TranslateY", 2)])
+def test_translation_is_a_share_of_that_side(name: str, axis: int) -> None:
+    """As torchvision's, which takes width and height; ours are of images that are not square."""
+    images = torch.full((1, 3, 40, 80), 200, dtype=torch.uint8)
+    # The middle of this operation's share of the draw.
+    u = torch.tensor([[(NUMBERS[name] + 0.5) / 14, 0.9, 0.0, 0.9] + [0.0] * 4])
+    u[0, 2] = 0.5 / 14
+    moved = policy.randaugment(images, u, 2, 15)
+    black = (moved == 0).all(1)[0].all(3 - axis).sum().item()
+    assert black == int(images.shape[axis] * 150 / 331 / 2)
+
+
+@pytest.mark.parametrize("name", ["brightness", "mul"])
+def test_black_and_white_are_the_ends(name: str) -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8).repeat(3, 8, 1)[None]
+    function = {
+        "brightness": lambda: colour.brightness(images, torch.tensor([[0.0]]), 1.0),
+        "mul": lambda: colour.mul(images, torch.empty(1, 0), 0.0),
+    }[name]
+    assert not function().any()
+    doubled = colour.mul(images, torch.empty(1, 0), 2.0)
+    assert torch.equal(doubled, images)

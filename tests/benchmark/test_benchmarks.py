@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from common import ROOT
+from common import DATA, ROOT
+
+from benchmark import speedrun
 
 LINES = {
     "steps": [
@@ -37,6 +39,7 @@ LINES = {
     "reporting": ["--epochs", "3", "--steps", "50"],
     "saving": ["--netType", "alexnetbn", "--trials", "1"],
     "imagenet": ["--nThreads", "1", "--repetitions", "1", "--peer", "torchvision"],
+    "speedrun": ["--seeds", "2", "--GPU", "-1", "--data_dir", str(DATA / "mnist")],
 }
 
 
@@ -56,3 +59,25 @@ def test_a_benchmark_runs_and_keeps_its_figures(name: str, images: Path, tmp_pat
     assert len(result.stdout.splitlines()) > 2
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["command"].startswith(f"python benchmark/{name}.py")
+
+
+def test_a_speed_run_counts_the_last_epoch_and_the_median_second() -> None:
+    record = speedrun.Record(99.0, "")
+    seeds = [
+        speedrun.Seed(1, 98.9, 10.0, 1, 100.0),
+        speedrun.Seed(2, 99.2, 30.0, 1, 300.0),
+        speedrun.Seed(3, 99.0, 11.0, 1, 110.0),
+    ]
+    found = speedrun.summary(record, seeds)
+    assert found["top1"] == pytest.approx(99.0333, abs=1e-3)
+    assert found["deviation"] == pytest.approx(0.15275, abs=1e-4)
+    assert (found["seconds"], found["rate"], found["reached"]) == (11.0, 110.0, True)
+    assert not speedrun.summary(record, seeds[:1])["reached"]
+
+
+def test_a_speed_run_says_why_it_could_not_train(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmark/speedrun.py", "--seeds", "1", "--LR", "fast"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "--LR" in result.stderr

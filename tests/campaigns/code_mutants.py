@@ -3,9 +3,10 @@
     python tests/campaigns/code_mutants.py --trials 800 --seed 1 --only augmentation training
 
 Draws so many of all possible changes, at least 10 a module and otherwise by lines, and runs the
-tests of the changed module in a copy of the repository. What was found is written after each, to
-benchmark/results/mutants.json, and a run that was stopped goes on. equivalent_mutants.csv names
-those that change nothing that anyone can see, each with the reason.
+tests that reach the changed line, the quickest first, in a copy of the repository. Which those are
+is found beforehand, by one run of all tests under coverage (`--map`). What was found is written
+after each, to benchmark/results/mutants.json, and a run that was stopped goes on.
+equivalent_mutants.csv names those that change nothing that anyone can see, each with the reason.
 """
 
 import argparse
@@ -13,7 +14,10 @@ import ast
 import copy
 import csv
 import hashlib
+import importlib
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -22,43 +26,22 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmark" / "results" / "mutants.json"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.csv")
 LEAST = 10
-# Seconds beyond three times what the tests take unchanged.
+# Seconds of tests a mutant is given at most, the quickest first.
+MOST = 120
+# Seconds beyond three times what the tests take unchanged: what takes longer did not end.
 MORE_TIME = 30
-# Module or folder -> the tests that look at it, those that see most first.
-TESTS = {
-    "augmentation": "augmentation loading/test_loaders.py",
-    "transforms": "augmentation loading/test_loaders.py",
-    "base": "base datasets/test_files.py run commands/test_options.py commands/test_around.py",
-    "datasets": "datasets commands/test_sources.py",
-    "datasets/changes": "datasets run commands/test_main.py",
-    "datasets/remote": "datasets/test_remote.py",
-    "data": "loading datasets/test_data.py commands/test_main.py",
-    "loading": "loading datasets/test_data.py commands/test_main.py",
-    "models": "models",
-    "model": "models commands/test_predict.py commands/test_testing.py",
-    "training": "training models run/test_checkpoint.py",
-    "training/ranks": "training/test_ranks.py",
-    "run": "run commands/test_main.py commands/test_around.py",
-    "report": "report commands/test_main.py",
-    "preparation": "preparation datasets",
-    "prepare": "preparation commands/test_others_files.py",
-    "predict": "commands/test_predict.py commands/test_others_files.py",
-    "export": "commands/test_export.py commands/test_others_files.py",
-    "compare": "commands/test_around.py report",
-    "opts": "commands/test_options.py commands/test_main.py commands/test_around.py",
-    "configs": "commands run training",
-    "main": "commands/test_main.py training commands/test_testing.py",
-    "utils": "loading run training",
-    "statistics": "datasets/test_data.py documents/test_structure.py commands/test_main.py",
-}
+# Where no test reaches a line that runs.
+NOBODY = ("tests/documents/test_structure.py",)
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -93,12 +76,14 @@ EITHER_WAY = {"min", "max", "minimum", "maximum", "equal", "isinstance", "samefi
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: file, line, the bytes that are replaced, what is there and what takes its place;
-    key: the same wherever the same text stands.
+    """One change: file, first and last line, the bytes that are replaced, what is there and what
+    takes its place; top: outside all functions; key: the same wherever the same text stands.
     """
 
     file: str
     line: int
+    end: int
+    top: bool
     first: int
     last: int
     before: str
@@ -185,7 +170,12 @@ def mutants(path: Path) -> list[Mutant]:
     file = str(path.relative_to(ROOT))
     found: list[Mutant] = []
     seen: Counter[str] = Counter()
-    for node in nodes(ast.parse(text)):
+    tree = ast.parse(text)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    within = {
+        line for node in functions for line in range(node.body[0].lineno, node.end_lineno + 1)
+    }
+    for node in nodes(tree):
         for target, after in changes(node):
             first = starts[target.lineno - 1] + target.col_offset
             last = starts[target.end_lineno - 1] + target.end_col_offset
@@ -194,7 +184,9 @@ def mutants(path: Path) -> list[Mutant]:
             seen[name] += 1
             key = hashlib.sha256(f"{name} {seen[name]}".encode()).hexdigest()[:12]
             written = after if isinstance(target, ast.stmt) else f"({after})"
-            found.append(Mutant(file, target.lineno, first, last, before, written, key))
+            lines = target.lineno, target.end_lineno
+            top = target.lineno not in within
+            found.append(Mutant(file, *lines, top, first, last, before, written, key))
     return found
 
 
@@ -221,70 +213,180 @@ def drawn(trials: int, seed: int, only: list[str]) -> list[Mutant]:
     return [m for m in chosen if not only or m.file.startswith(tuple(only))]
 
 
-def tests_of(file: str) -> list[str]:
-    name = file.removesuffix(".py")
-    while name and name not in TESTS:
-        name = name.rpartition("/")[0]
-    return [f"tests/{path}" for path in TESTS[name].split()]
+@dataclass(frozen=True)
+class Map:
+    """Which tests reach a line, and how long each takes unchanged.
+
+    lines: file -> line -> numbers of tests; seconds: of each test.
+    """
+
+    tests: list[str]
+    seconds: list[float]
+    lines: dict[str, dict[str, list[int]]]
+
+    def chosen(self, mutant: Mutant) -> tuple[list[str], float]:
+        """Return the tests for one change, the quickest first, and their seconds together."""
+        lines = self.lines.get(mutant.file, {})
+        numbers: set[int] = set()
+        for line in range(mutant.line, mutant.end + 1):
+            numbers.update(lines.get(str(line), ()))
+        if mutant.top:
+            # It runs at import, and whoever reads it may call nothing: all that stands beside tests
+            # which reach the file.
+            reaching = {number for line in lines.values() for number in line}
+            files = {self.tests[number].partition("::")[0] for number in reaching}
+            numbers.update(
+                number for number, name in enumerate(self.tests) if name.partition("::")[0] in files
+            )
+        tests: list[str] = []
+        total = 0.0
+        for number in sorted(numbers, key=lambda number: self.seconds[number]):
+            if tests and total + self.seconds[number] > MOST:
+                break
+            tests.append(self.tests[number])
+            total += self.seconds[number]
+        return tests or list(NOBODY), total
+
+
+def make_map(path: Path) -> None:
+    """Run all tests under coverage, once, and write down which lines each reaches."""
+    from coverage import CoverageData
+
+    with tempfile.TemporaryDirectory(prefix="mutants-map") as scratch:
+        place = Path(scratch)
+        copy_repository(place / "copy")
+        settings = place / "coverage.ini"
+        # Processes of a test bear its name: pytest puts it into their environment.
+        settings.write_text(
+            f"[run]\nsource = {place}/copy\nomit =\n    */tests/*\n    */benchmark/*\n"
+            "patch =\n    subprocess\n    fork\n    _exit\nparallel = true\n"
+            f"data_file = {place}/data\ncontext = ${{PYTEST_CURRENT_TEST-}}\n"
+        )
+        report = place / "report.xml"
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            "-o",
+            "junit_family=legacy",
+        ]
+        options += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
+        command = [sys.executable, "-m", "pytest", *options]
+        subprocess.run(command, cwd=place / "copy")
+        subprocess.run(
+            [sys.executable, "-m", "coverage", "combine", f"--rcfile={settings}", "--append"],
+            cwd=place,
+        )
+        data = CoverageData(str(place / "data"))
+        data.read()
+        write_map(path, data, report, place / "copy")
+
+
+def write_map(path: Path, data: Any, report: Path, root: Path) -> None:
+    """Write coverage's contexts and pytest's durations as a Map."""
+    seconds: dict[str, float] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        if not any(child.tag in ("skipped", "failure", "error") for child in case):
+            seconds[f"{case.get('file')}::{case.get('name')}"] = float(case.get("time", 0))
+    numbers = {name: number for number, name in enumerate(seconds)}
+    lines: dict[str, dict[str, list[int]]] = {}
+    for file in data.measured_files():
+        reached = lines.setdefault(str(Path(file).relative_to(root)), {})
+        for line, contexts in data.contexts_by_lineno(file).items():
+            # "test|run" in pytest's own process, "test (call)" in those it starts, or both.
+            names = {part.partition(" (")[0] for context in contexts for part in context.split("|")}
+            reached[str(line)] = sorted(numbers[name] for name in names if name in numbers)
+    value = {"tests": list(seconds), "seconds": list(seconds.values()), "lines": lines}
+    path.write_text(json.dumps(value))
+
+
+def copy_repository(where: Path) -> None:
+    command = ["git", "ls-files"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, names):
+        target = where / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
 
 
 class Copy:
-    """A copy of the repository in which tests run. clean: seconds of the unchanged tests."""
+    """A copy of the repository in which tests run."""
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Path, tests: Map) -> None:
         self.where = where
-        self.clean: dict[str, float] = {}
-        command = ["git", "ls-files"]
-        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
-        for name in filter(None, names):
-            target = where / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target)
+        self.tests = tests
+        copy_repository(where)
 
-    def run(self, tests: list[str], limit: float | None) -> tuple[str, str]:
-        """Return "passed", "failed" or "time", and the test that failed first."""
-        options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "-rN", "--tb=no"]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
-        process = subprocess.Popen(
-            command,
-            cwd=self.where,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def run(self, tests: list[str], limit: float) -> str:
+        """Return "passed", "failed" or "time"."""
+        child = os.fork()
+        if child == 0:
+            self._test(tests)
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                self._end(child)
+                return "passed" if status == 0 else "failed"
+            time.sleep(0.05)
+        self._end(child)
+        os.waitpid(child, 0)
+        return "time"
+
+    def _end(self, child: int) -> None:
+        """End whatever the tests left behind."""
+        subprocess.run(["pkill", "-KILL", "-s", str(child)])
+
+    def _test(self, tests: list[str]) -> NoReturn:
+        """Run tests in this process, which has what takes long to import."""
+        status = 3
         try:
-            said, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)])
-            process.kill()
-            process.communicate()
-            return "time", ""
-        return ("passed" if process.returncode == 0 else "failed"), said[-200:]
+            os.setsid()
+            os.chdir(self.where)
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            sys.dont_write_bytecode = True
+            sys.path[:] = [path for path in sys.path if not path.startswith(str(ROOT))]
+            with open(os.devnull, "r+") as nowhere:
+                for stream in range(3):
+                    os.dup2(nowhere.fileno(), stream)
+            import pytest
 
-    def seconds(self, tests: list[str]) -> float:
-        """Return how long the unchanged tests take. Raises RuntimeError where they fail."""
-        name = " ".join(tests)
-        if name not in self.clean:
-            started = time.monotonic()
-            status, said = self.run(tests, None)
-            if status != "passed":
-                raise RuntimeError(f"{name} fails unchanged: {said}")
-            self.clean[name] = time.monotonic() - started
-        return self.clean[name]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "-rN", "--tb=no"]
+            status = int(pytest.main([*options, *tests]))
+        finally:
+            os._exit(status)
 
     def verdict(self, mutant: Mutant) -> str:
         """Return "killed", "survived", or "time" for one that did not end."""
-        tests = tests_of(mutant.file)
-        limit = 3 * self.seconds(tests) + MORE_TIME
+        tests, seconds = self.tests.chosen(mutant)
         path = self.where / mutant.file
         before = path.read_text()
         try:
             path.write_text(changed(before, mutant))
-            status, _ = self.run(tests, limit)
+            status = self.run(tests, 3 * seconds + MORE_TIME)
         finally:
             path.write_text(before)
         return {"passed": "survived", "failed": "killed"}.get(status, status)
+
+
+# Of a worker.
+place: Copy
+
+
+def begin_worker(scratch: str, tests: Map) -> None:
+    """Import what takes long, and make this worker's copy."""
+    global place
+    # Not hypothesis: pytest rewrites what it tests with.
+    for name in ("numpy", "torch", "torchvision", "PIL.Image", "pytest", "scipy.stats", "sklearn"):
+        importlib.import_module(name)
+    place = Copy(Path(scratch, str(os.getpid())), tests)
+    if place.run(list(NOBODY), 600) != "passed":
+        raise RuntimeError(f"{NOBODY} fails unchanged")
+
+
+def judge(mutant: Mutant) -> tuple[Mutant, str]:
+    return mutant, place.verdict(mutant)
 
 
 def equivalents() -> dict[str, str]:
@@ -314,19 +416,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[], help="files or folders, by how they begin")
     parser.add_argument("--hours", type=float, default=24.0, help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at once")
+    parser.add_argument("--map", type=Path, required=True, help="made where it is not there")
     arguments = parser.parse_args()
+    if not arguments.map.exists():
+        make_map(arguments.map)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     found = known.get("mutants", {})
-    chosen = drawn(arguments.trials, arguments.seed, arguments.only)
+    done = {key for key, one in found.items() if one["verdict"] == "killed"} | set(equivalents())
+    every = drawn(arguments.trials, arguments.seed, arguments.only)
+    chosen = [mutant for mutant in every if mutant.key not in done]
+    print(f"{len(every)} drawn, {len(chosen)} to run", flush=True)
     end = time.monotonic() + 3600 * arguments.hours
-    with tempfile.TemporaryDirectory(prefix="mutants") as scratch:
-        place = Copy(Path(scratch))
-        for number, mutant in enumerate(chosen, 1):
-            if time.monotonic() > end:
-                break
-            if found.get(mutant.key, {}).get("verdict") == "killed" or mutant.key in equivalents():
-                continue
-            verdict = place.verdict(mutant)
+    tests = Map(**json.loads(arguments.map.read_text()))
+    context = multiprocessing.get_context("fork")
+    with (
+        tempfile.TemporaryDirectory(prefix="mutants") as scratch,
+        # Its workers may have children, a Pool's may not.
+        ProcessPoolExecutor(arguments.jobs, context, begin_worker, (scratch, tests)) as pool,
+    ):
+        waiting = [pool.submit(judge, mutant) for mutant in chosen]
+        for number, future in enumerate(as_completed(waiting), 1):
+            mutant, verdict = future.result()
             found[mutant.key] = {
                 "file": mutant.file,
                 "line": mutant.line,
@@ -337,6 +448,9 @@ def main() -> None:
             shown = f"{mutant.file}:{mutant.line}: {mutant.before[:60]!r} -> {mutant.after[:60]!r}"
             print(f"{number}/{len(chosen)} {verdict} {mutant.key} {shown}", flush=True)
             RESULTS.write_text(json.dumps(table(found) | {"mutants": found}, indent=1) + "\n")
+            if time.monotonic() > end:
+                pool.shutdown(cancel_futures=True)
+                break
     result = table(found)
     result.pop("modules")
     print(json.dumps(result, indent=1))
