@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.errors import Failed
+from base.errors import NO_MORE_PROCESSES, Failed, lacks_processes
 from datasets import DATASETS
 from datasets.decoded import Kept
 from datasets.images import ArrayImages, FileImages, StoredPixels
@@ -26,6 +26,7 @@ from loading.workers import (
     Task,
     Tasks,
     check_shared_memory,
+    enough_processes,
     own_modules_first,
     refusal,
     shorten_socket_paths,
@@ -244,7 +245,7 @@ class FileLoader(HostLoader):
             if workers:
                 # Start them now: a fork later, beside a thread that writes a checkpoint, can
                 # inherit a held lock.
-                with own_modules_first():
+                with own_modules_first(), enough_processes():
                     iter(self.loader)
                 self.deaths = WorkerWatch.installed()
 
@@ -299,6 +300,10 @@ class FileLoader(HostLoader):
             except (RuntimeError, EOFError, ConnectionError) as error:
                 lines = (str(error) or type(error).__name__).strip().splitlines()
                 text = lines[0]
+                if lacks_processes(RuntimeError(lines[-1])):
+                    raise Failed(
+                        f"a worker could not start: {NO_MORE_PROCESSES}", limit="workers"
+                    ) from None
                 # An error within a worker, which lives on: its own last line says what it is.
                 if text.startswith("Caught "):
                     raise Failed(f"a loader worker failed: {lines[-1]}") from error

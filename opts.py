@@ -64,6 +64,7 @@ WAYS_OUT = LIMIT_WAYS | {
     "learning rate": "try a lower --LR",
     "batch memory": "lower --batchSize, or raise --accumulate",
     "shared memory": "lower --nThreads or --batchSize; --nThreads 0 needs none",
+    "workers": "raise it, or lower --nThreads; 0 starts no workers",
     "folder": "choose another --expDir or --expID",
     "in use": "wait for it, or choose another --expID",
     "holds a run": "resume it by --continue, remove it by --overwrite, or name another by --expID",

@@ -111,13 +111,27 @@ def clear_errors(ways_out: Mapping[str, str] | None = None) -> Iterator[None]:
         # The machine's limits, which no file is to blame for.
         if error.errno not in SCARCE:
             raise
+        if lacks_processes(error):
+            _exit(f"{NO_MORE_PROCESSES}: end others, or raise it", 1)
         more = ": raise `ulimit -n`" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
         _exit(f"{error.strerror or error}{more}", 1)
     except RuntimeError as error:
+        if lacks_processes(error):
+            _exit(f"{NO_MORE_PROCESSES}: end others, or raise it", 1)
         # torch's words for the same.
         if "Too many open files" not in str(error):
             raise
         _exit("too many open files: raise `ulimit -n`, or lower the number of workers", 1)
+
+
+NO_MORE_PROCESSES = "this user may start no more processes and threads (`ulimit -u`)"
+
+
+def lacks_processes(error: Exception) -> bool:
+    """Return whether the system refused to start a process or a thread."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EAGAIN
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def with_way_out(message: str, limit: str, ways_out: Mapping[str, str] | None) -> str:

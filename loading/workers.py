@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import math
 import multiprocessing.util
 import os
@@ -9,6 +10,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from base.errors import STOPPING, OverLimit, Refused, reason_of
+from base.errors import (
+    NO_MORE_PROCESSES,
+    STOPPING,
+    Failed,
+    OverLimit,
+    Refused,
+    lacks_processes,
+    reason_of,
+)
 from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
@@ -169,8 +180,39 @@ def start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _print_unless_cut_off
     _end_with_parent()
+    _start_threads(2)
     torch.set_num_threads(1)
     keep_memory()
+
+
+def _start_threads(count: int) -> None:
+    """Start so many threads at once, as those that hand batches and their memory over will: here
+    the main process is told if it cannot be done.
+    """
+    done = threading.Event()
+    try:
+        for _ in range(count):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
+
+
+@contextlib.contextmanager
+def enough_processes() -> Iterator[None]:
+    """Turn a system that starts no more workers into one line. Raises Failed."""
+    try:
+        yield
+    except (OSError, EOFError, RuntimeError) as error:
+        # A server of workers that could not fork ended, and its pipe broke.
+        if not (lacks_processes(error) or isinstance(error, (ConnectionError, EOFError))):
+            raise
+        before = sys.unraisablehook
+        # torch's half-made iterator, which these frames hold, complains when it goes.
+        sys.unraisablehook = lambda _: None
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        sys.unraisablehook = before
+        raise Failed(f"the workers could not start: {NO_MORE_PROCESSES}", limit="workers") from None
 
 
 # Linux's sys/prctl.h: the signal that a process gets when its parent ends.

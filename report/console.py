@@ -41,6 +41,8 @@ class Console:
         # Of this process alone: a fork that is killed while it holds tqdm's shared lock would stop
         # every bar of ours for ever.
         tqdm.set_lock(threading.RLock())
+        # No thread to look after the bars, which may be one more than this user may start.
+        tqdm.monitor_interval = 0
         self.folder = folder
         self.quiet = quiet
         self.verbose = verbose

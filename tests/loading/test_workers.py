@@ -1,5 +1,6 @@
 """Workers: lost ones are named, bad images counted, and nothing grows."""
 
+import errno
 import multiprocessing
 import os
 import queue
@@ -16,7 +17,10 @@ import soak
 import worker_deaths
 from common import ROOT
 
+import opts
+from base.errors import clear_errors
 from loading.deaths import WorkerWatch
+from loading.workers import enough_processes
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +108,44 @@ def test_workers_run_this_copy_of_the_suite(elsewhere: str, images: Path, tmp_pa
     )
     assert result.returncode == 0, result.stderr
     assert not list(other.rglob("used"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        EOFError(),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_workers_that_cannot_start_are_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under `ulimit -u 4`, which does not hold for root."""
+    with pytest.raises(SystemExit) as stop, clear_errors(opts.WAYS_OUT), enough_processes():
+        raise error
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "`ulimit -u`" in said
+    assert "--nThreads" in said
+
+
+def test_other_errors_of_a_start_are_not_taken_for_it() -> None:
+    for error in (RuntimeError("a bug"), FileNotFoundError(errno.ENOENT, "no")):
+        with pytest.raises(type(error)), enough_processes():
+            raise error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "again")]
+)
+def test_a_thread_that_cannot_start_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop, clear_errors():
+        raise error
+    assert stop.value.code == 1
+    assert "may start no more processes and threads" in capsys.readouterr().err
