@@ -43,7 +43,7 @@ class ResNet9(nn.Module):
         super().__init__()
         pool = nn.MaxPool2d(2, ceil_mode=True)
         if size < SMALL:
-            first = [convolution(3, width, 3, 1 if stem == "fine" else 2)]
+            first: list[nn.Module] = [convolution(3, width, 3, 1 if stem == "fine" else 2)]
         else:
             first = [convolution(3, width, 7, 2), nn.MaxPool2d(3, 2, 1)]
         self.features = nn.Sequential(
