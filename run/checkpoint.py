@@ -5,7 +5,7 @@ A checkpoint is written to a temporary file, flushed, synced, read back, renamed
 older ones removed: whatever instant a process or machine dies at, a whole checkpoint is there.
 """
 
-import shutil
+import os
 import sys
 import threading
 import time
@@ -224,8 +224,8 @@ class Saver:
             self.failures = 0
         except (OSError, RuntimeError, Damaged) as error:
             self.failures += 1
-            free = free_bytes(self.folder)
-            self.problem = f"cannot save {path}: {_cause(error)}; {free} bytes are free there"
+            left = room_left(self.folder)
+            self.problem = f"cannot save {path}: {_cause(error)}; {left}"
             return
         # A damaged one of a later step, which the run could not resume from, counts for none.
         before = [old for old in steps(self.folder) if int(old.stem[5:]) <= step]
@@ -288,11 +288,16 @@ def non_finite(value: Plain, name: str = "") -> str | None:
     return None
 
 
-def free_bytes(folder: Path) -> int:
+def room_left(folder: Path) -> str:
+    """Return what a file system has left, in words: bytes, or no name for another file."""
     try:
-        return shutil.disk_usage(folder).free
+        found = os.statvfs(folder)
     except OSError:
-        return 0
+        return "nothing is free there"
+    # Some file systems count no inodes.
+    if found.f_files and not found.f_favail:
+        return "no inode is free there: remove files, however small"
+    return f"{found.f_bavail * found.f_frsize} bytes are free there"
 
 
 def _cause(error: Exception) -> str:

@@ -23,7 +23,7 @@ from report.record import EpochRecord, Json
 from report.report import Report
 from report.tables import Tested
 from run import schema
-from run.checkpoint import Progress, Saved, Saver, free_bytes
+from run.checkpoint import Progress, Saved, Saver, room_left
 from run.folder import Lock, clear_folder
 from run.signals import Signals, Stopped
 from run.watch import Watch
@@ -418,12 +418,12 @@ def ending(run: Run) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where, free = error.filename or run.folder, free_bytes(run.folder)
+        where, left = error.filename or run.folder, room_left(run.folder)
         # What is read lies elsewhere, and nothing is wrong with what was saved.
         if not Path(where).is_relative_to(run.folder):
             raise Failed(f"{where}: {error.strerror}; resume with: {command}") from None
         raise Failed(
-            f"cannot write {where}: {error.strerror}; {free} bytes are free there; "
+            f"cannot write {where}: {error.strerror}; {left}; "
             f"{run.saver.what_is_left()}; resume with: {command}"
         ) from None
     finally:

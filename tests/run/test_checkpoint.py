@@ -4,6 +4,7 @@ reaches the disk.
 
 import io
 import os
+import subprocess
 import threading
 import time
 import warnings
@@ -239,3 +240,25 @@ def test_options_given_anew_are_told_to_break_exactness(tmp_path: Path) -> None:
     assert "bit-for-bit identical to an uninterrupted run" in same
     assert "not bit for bit: " in other
     assert "batchSize 16 became 20" in other
+
+
+def test_a_file_system_without_inodes_says_so(tmp_path: Path) -> None:
+    """Bytes are free there, and the system says "No space left on device" all the same."""
+    where = tmp_path / "few names"
+    where.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64m,nr_inodes=4", "none", str(where)]
+    try:
+        subprocess.run(mounting, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting is not allowed here")
+    try:
+        assert checkpoint.room_left(where).endswith("bytes are free there")
+        # The folder itself takes the fourth.
+        for number in range(3):
+            (where / str(number)).touch()
+        with pytest.raises(OSError, match="No space left"):
+            (where / "one more").touch()
+        assert "no inode is free" in checkpoint.room_left(where)
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+    assert checkpoint.room_left(tmp_path / "absent") == "nothing is free there"
