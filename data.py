@@ -300,7 +300,7 @@ class FileLoader(HostLoader):
             except (RuntimeError, EOFError, ConnectionError) as error:
                 lines = (str(error) or type(error).__name__).strip().splitlines()
                 text = lines[0]
-                if lacks_processes(RuntimeError(lines[-1])):
+                if lacks_processes(error):
                     raise Failed(
                         f"a worker could not start: {NO_MORE_PROCESSES}", limit="workers"
                     ) from None

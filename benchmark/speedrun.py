@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from base.errors import Failed, clear_errors
+from base.errors import Failed, Refused, clear_errors
 from base.text import print_table
 from benchmark import timing
 
@@ -70,13 +70,14 @@ class Seed:
 
 
 def run(words: list[str], seed: int) -> Seed:
-    """Train once. Raises Failed where main.py does."""
+    """Train once. Raises Refused and Failed where main.py does."""
     with tempfile.TemporaryDirectory() as folder:
         place = ["--manualSeed", str(seed), "--expDir", folder, "--expID", "run"]
         command = [sys.executable, str(ROOT / "main.py"), *words, *place]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            raise Failed(result.stderr.strip().removeprefix("main.py: error: "))
+            ended = Refused if result.returncode == 2 else Failed
+            raise ended(result.stderr.strip().removeprefix("main.py: error: "))
         (log,) = Path(folder).glob("*/run/log.jsonl")
         epochs = [json.loads(line) for line in log.read_text().splitlines()]
 

@@ -3,13 +3,14 @@
 import contextlib
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
-from base.errors import Failed
+from base.errors import Failed, lacks_processes
 
 # Seconds between two looks at the workers while a batch is awaited.
 LOOK_AGAIN = 0.5
@@ -24,6 +25,17 @@ class LostWorker(Failed):
 
 class StopAwaited(Exception):
     """The run was asked to stop while no batch came: what was trained is whole."""
+
+
+def print_unless_told(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what a worker or its server did not catch, but for what the main process tells itself:
+    it is gone, or nothing more could be started.
+    """
+    gone = issubclass(kind, (ConnectionError, EOFError, FileNotFoundError))
+    if not gone and not (isinstance(error, Exception) and lacks_processes(error)):
+        sys.__excepthook__(kind, error, trace)
 
 
 class WorkerWatch:

@@ -7,19 +7,11 @@ it cannot start, or hand over to a worker, the main process reports.
 
 import signal
 import sys
-from types import TracebackType
 
 from base.errors import STOPPING
+from loading.deaths import print_unless_told
 
 for _number in (*STOPPING, signal.SIGUSR1):
     signal.signal(_number, signal.SIG_IGN)
 
-
-def _print_unless_reported(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if not issubclass(kind, (OSError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
-
-
-sys.excepthook = _print_unless_reported
+sys.excepthook = print_unless_told

@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ from base.errors import (
 from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
+from loading.deaths import print_unless_told
 from loading.plan import Plan
 from transforms import Pipeline
 from utils import keep_memory
@@ -178,7 +178,7 @@ def start_worker(_: int) -> None:
     """
     for number in (*STOPPING, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = _print_unless_cut_off
+    sys.excepthook = print_unless_told
     _end_with_parent()
     _start_threads(2)
     torch.set_num_threads(1)
@@ -223,16 +223,6 @@ def _end_with_parent() -> None:
     """Let the system end this process with the one that forked it, however that one ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _print_unless_cut_off(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Print what a thread did not catch, but for a main process that is gone: that one says so
-    itself.
-    """
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
 
 
 # Bytes of a socket's path: sockaddr_un's 108, less what multiprocessing adds.

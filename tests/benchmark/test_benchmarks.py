@@ -78,6 +78,6 @@ def test_a_speed_run_counts_the_last_epoch_and_the_median_second() -> None:
 def test_a_speed_run_says_why_it_could_not_train(tmp_path: Path) -> None:
     command = [sys.executable, "benchmark/speedrun.py", "--seeds", "1", "--LR", "fast"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "--LR" in result.stderr
