@@ -397,6 +397,9 @@ class ResidentLoader(HostLoader):
             yield Batch(images, labels, indices, total, batch_index)
 
 
+AnyLoader = ArrayLoader | FileLoader | KeptLoader | ResidentLoader
+
+
 def make_loader(
     images: Images, pipeline: Pipeline, plan: Plan, device: torch.device, **settings: Any
 ) -> ArrayLoader | FileLoader:

@@ -19,7 +19,7 @@ TABLE = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "architecture.md")
 LAYER = {name: int(number) for number, names in TABLE for name in names.split()}
 TOP = {path.stem for path in ROOT.glob("*.py")}
 FOLDERS = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests"}
-ANY_BELOW = {"preparation", "benchmark"}  # folders that may import files of the top
+ANY_BELOW = {"assembly", "preparation", "benchmark"}  # folders that may import files of the top
 OPEN_TO_FOLDERS = {"transforms", "model", "utils"}
 
 

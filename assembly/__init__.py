@@ -1,0 +1,1 @@
+"""What configs.py hands out: each part of a run, made from its options."""
