@@ -18,7 +18,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.etree import ElementTree
@@ -198,19 +198,26 @@ def changed(text: str, mutant: Mutant) -> str:
 
 
 def drawn(trials: int, seed: int, only: list[str]) -> list[Mutant]:
-    """Draw changes: at least LEAST a module, the rest by how many there are."""
-    pick = random.Random(seed)
-    chosen: list[Mutant] = []
-    rest: list[Mutant] = []
+    """Draw changes: at least LEAST a module, the rest by how many there are.
+
+    A key decides about each, so code that is changed elsewhere draws no others.
+    """
+    chosen: list[tuple[str, Mutant]] = []
+    rest: list[tuple[str, Mutant]] = []
     for path in modules():
-        every = mutants(path)
-        pick.shuffle(every)
-        chosen += every[:LEAST]
-        rest += every[LEAST:]
-    pick.shuffle(rest)
+        ranked = sorted(
+            ((rank(seed, mutant.key), mutant) for mutant in mutants(path)), key=itemgetter(0)
+        )
+        chosen += ranked[:LEAST]
+        rest += ranked[LEAST:]
+    rest.sort(key=itemgetter(0))
     chosen += rest[: max(0, trials - len(chosen))]
-    pick.shuffle(chosen)
-    return [m for m in chosen if not only or m.file.startswith(tuple(only))]
+    chosen.sort(key=itemgetter(0))
+    return [mutant for _, mutant in chosen if not only or mutant.file.startswith(tuple(only))]
+
+
+def rank(seed: int, key: str) -> str:
+    return hashlib.sha256(f"{seed} {key}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
