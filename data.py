@@ -1,7 +1,6 @@
 """A data set by its name, and the loaders that bring its batches to the device."""
 
 import math
-import multiprocessing
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,26 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from base.errors import NO_MORE_PROCESSES, Failed, lacks_processes
+from base.errors import Failed, lacks_processes
 from datasets import DATASETS
 from datasets.decoded import Kept
 from datasets.images import ArrayImages, FileImages, StoredPixels
 from loading.deaths import LostWorker, WorkerWatch, remove_left
 from loading.decoded import KeptReader, ResidentPixels, usable
 from loading.plan import Batch, ChosenPlan, Plan
-from loading.workers import (
-    BadImage,
-    Decoded,
-    Reader,
-    Task,
-    Tasks,
+from loading.starts import (
     check_shared_memory,
+    context_of,
     enough_processes,
+    lack,
+    lacked_processes,
     own_modules_first,
-    refusal,
     shorten_socket_paths,
     start_worker,
 )
+from loading.workers import BadImage, Decoded, Reader, Task, Tasks, refusal
 from transforms import Pipeline
 from utils import Uploader
 
@@ -259,13 +256,8 @@ class FileLoader(HostLoader):
         check_shared_memory(workers, batch * image_bytes)
 
         shorten_socket_paths()
-        context = multiprocessing.get_context(start_method)
-        if start_method == "forkserver":
-            # The server imports torch once, its forks then start at once.
-            context.set_forkserver_preload(["loading.shield", "data"])
-
         return {
-            "multiprocessing_context": context,
+            "multiprocessing_context": context_of(start_method),
             "persistent_workers": True,
             "timeout": self.timeout,
         }
@@ -300,10 +292,8 @@ class FileLoader(HostLoader):
             except (RuntimeError, EOFError, ConnectionError) as error:
                 lines = (str(error) or type(error).__name__).strip().splitlines()
                 text = lines[0]
-                if lacks_processes(error):
-                    raise Failed(
-                        f"a worker could not start: {NO_MORE_PROCESSES}", limit="workers"
-                    ) from None
+                if lacks_processes(error) or lacked_processes(self._workers()):
+                    raise lack("a worker") from None
                 # An error within a worker, which lives on: its own last line says what it is.
                 if text.startswith("Caught "):
                     raise Failed(f"a loader worker failed: {lines[-1]}") from error

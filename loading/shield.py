@@ -5,11 +5,15 @@ leave the next pass waiting for workers that never come. It goes when the main p
 it cannot start, or hand over to a worker, the main process reports.
 """
 
+import os
 import signal
 import sys
 
 from base.errors import STOPPING
 from loading.deaths import print_unless_told
+
+# Workers, forked from it, look whether it is still their parent.
+SERVER = os.getpid()
 
 for _number in (*STOPPING, signal.SIGUSR1):
     signal.signal(_number, signal.SIG_IGN)

@@ -1,20 +1,8 @@
-"""The worker processes that read image files: what each does, and how it starts."""
+"""What a worker process does: it reads and decodes image files, a batch at a time."""
 
-import contextlib
-import ctypes
-import gc
 import math
-import multiprocessing.util
-import os
-import shutil
-import signal
-import sys
-import tempfile
-import threading
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,26 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from base.errors import (
-    NO_MORE_PROCESSES,
-    STOPPING,
-    Failed,
     OverLimit,
     Refused,
-    lacks_processes,
     reason_of,
 )
 from base.text import printable
 from datasets import decode
 from datasets.images import FileImages
-from loading.deaths import print_unless_told
 from loading.plan import Plan
 from transforms import Pipeline
-from utils import keep_memory
 
 # Images that are worked on together: they stay in the processor's cache.
 GROUP = 16
-# Batches a worker has under way: DataLoader's default.
-PREFETCHED = 2
 
 
 class Task(NamedTuple):
@@ -170,126 +150,3 @@ def _shared(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def start_worker(_: int) -> None:
-    """Shield a worker: a signal to the whole group is the main process's to answer, which then ends
-    its workers.
-    """
-    for number in (*STOPPING, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    sys.excepthook = print_unless_told
-    _end_with_parent()
-    _start_threads(2)
-    torch.set_num_threads(1)
-    keep_memory()
-
-
-def _start_threads(count: int) -> None:
-    """Start so many threads at once, as those that hand batches and their memory over will: here
-    the main process is told if it cannot be done.
-    """
-    done = threading.Event()
-    try:
-        for _ in range(count):
-            threading.Thread(target=done.wait).start()
-    finally:
-        done.set()
-
-
-@contextlib.contextmanager
-def enough_processes() -> Iterator[None]:
-    """Turn a system that starts no more workers into one line. Raises Failed."""
-    try:
-        yield
-    except (OSError, EOFError, RuntimeError) as error:
-        # A server of workers that could not fork ended, and its pipe broke.
-        if not (lacks_processes(error) or isinstance(error, (ConnectionError, EOFError))):
-            raise
-        before = sys.unraisablehook
-        # torch's half-made iterator, which these frames hold, complains when it goes.
-        sys.unraisablehook = lambda _: None
-        traceback.clear_frames(error.__traceback__)
-        gc.collect()
-        sys.unraisablehook = before
-        raise Failed(f"the workers could not start: {NO_MORE_PROCESSES}", limit="workers") from None
-
-
-# Linux's sys/prctl.h: the signal that a process gets when its parent ends.
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """Let the system end this process with the one that forked it, however that one ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-# Bytes of a socket's path: sockaddr_un's 108, less what multiprocessing adds.
-MAX_SOCKET_FOLDER = 60
-SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
-
-
-@contextlib.contextmanager
-def own_modules_first() -> Iterator[None]:
-    """Let a server of workers that starts here import this suite's files, not those of the working
-    folder or of another installed copy.
-
-    CPython gives the server no sys.path before it imports what is preloaded (github.com/python/
-    cpython, issue 117378).
-    """
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    wanted = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ |= wanted
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def shorten_socket_paths() -> None:
-    """Let workers' sockets lie in a short folder where TMPDIR is a long one.
-
-    Raises Refused where there is none.
-    """
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder)) <= MAX_SOCKET_FOLDER:
-        return
-    for short in SHORT_FOLDERS:
-        if os.access(short, os.W_OK | os.X_OK):
-            tempfile.tempdir = short
-            # Made here, where the workers will find it: they would look at TMPDIR again.
-            multiprocessing.util.get_temp_dir()
-            return
-    raise Refused(
-        f"TMPDIR {folder} is too long a path for the workers' sockets: name a shorter one"
-    )
-
-
-def check_shared_memory(workers: int, batch: int, free: int | None = None) -> None:
-    """Raise Refused where /dev/shm cannot hold the batches under way: a worker would die of a bus
-    error.
-
-    batch: bytes of one; each worker has PREFETCHED of them under way, and one is in use.
-    """
-    if free is None:
-        try:
-            free = shutil.disk_usage("/dev/shm").free
-        except OSError:
-            return
-
-    needed = (workers * PREFETCHED + 1) * batch
-    # Seen beforehand: a bus error in a worker has no message at all.
-    if needed > free:
-        raise Refused(
-            f"/dev/shm has {free / 2**20:.0f} MiB free, {workers} workers need "
-            f"{needed / 2**20:.0f} MiB for their "
-            "batches: enlarge it (docker run --shm-size)",
-            limit="shared memory",
-        )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from loading.workers import shorten_socket_paths
+from loading.starts import shorten_socket_paths
 
 # Files a process takes at a time.
 CHUNK = 16

@@ -70,6 +70,8 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 }
 
 
+# What is said to a library for speed, or as an assertion.
+NOT_SEEN = {"strict", "inplace", "non_blocking", "pin_memory"}
 # Of two values in either order.
 EITHER_WAY = {"min", "max", "minimum", "maximum", "equal", "isinstance", "samefile", "gcd", "zip"}
 
@@ -146,7 +148,7 @@ def is_text(node: ast.AST) -> bool:
 
 
 def nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield what runs: no annotations, no texts of messages, no scripts' beginnings."""
+    """Yield what runs: no annotations, assertions, texts of messages, scripts' beginnings."""
     if isinstance(tree, ast.If) and "__name__" in ast.unparse(tree.test):
         return
     if isinstance(tree, (ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)):
@@ -156,6 +158,8 @@ def nodes(tree: ast.AST) -> Iterator[ast.AST]:
         if name in ("annotation", "returns", "type_comment", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.keyword) and child.arg in NOT_SEEN:
+                continue
             if isinstance(child, ast.AST):
                 yield from nodes(child)
 
@@ -263,10 +267,11 @@ def make_map(path: Path) -> None:
         place = Path(scratch)
         copy_repository(place / "copy")
         settings = place / "coverage.ini"
-        # Processes of a test bear its name: pytest puts it into their environment.
+        # Processes of a test bear its name: pytest puts it into their environment, where they look
+        # for it as they begin. (`patch = subprocess` would give them ours.)
         settings.write_text(
             f"[run]\nsource = {place}/copy\nomit =\n    */tests/*\n    */benchmark/*\n"
-            "patch =\n    subprocess\n    fork\n    _exit\nparallel = true\n"
+            "patch =\n    fork\n    _exit\nparallel = true\n"
             f"data_file = {place}/data\ncontext = ${{PYTEST_CURRENT_TEST-}}\n"
         )
         report = place / "report.xml"
@@ -280,7 +285,8 @@ def make_map(path: Path) -> None:
         ]
         options += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
         command = [sys.executable, "-m", "pytest", *options]
-        subprocess.run(command, cwd=place / "copy")
+        env = os.environ | {"COVERAGE_PROCESS_START": str(settings)}
+        subprocess.run(command, cwd=place / "copy", env=env)
         subprocess.run(
             [sys.executable, "-m", "coverage", "combine", f"--rcfile={settings}", "--append"],
             cwd=place,

@@ -204,6 +204,10 @@ def test_other_systems_and_whole_folders_are_read(protocol: str, tmp_path: Path)
     for path in SHARDS.iterdir():
         with system.open(f"{where}/{path.name}", "wb") as file:
             file.write(path.read_bytes())
+    # Two folders down lies something else.
+    system.makedirs(f"{where}/old/older", exist_ok=True)
+    with system.open(f"{where}/old/older/train-000009.tar", "wb") as file:
+        file.write(b"of another set")
     images = data.open_images("shards", f"{protocol}://{where}", "test", cache=cached(tmp_path))
     assert (len(images), images.classes) == (8, ["0", "1", "2", "3"])
     with refused_with("has no .parquet file"):

@@ -312,6 +312,15 @@ def test_a_bad_image_is_named_or_left_out(images: Path, tmp_path: Path) -> None:
     assert [listed.names[index] for index in np.flatnonzero(kept.made_now)] == ["class 1/4.jpg"]
 
 
+def test_a_file_that_was_emptied_is_not_served_as_it_was(images: Path, tmp_path: Path) -> None:
+    on_disk(open_part(images), PLAIN, tmp_path)
+    (images / "train" / "class 1" / "4.jpg").write_bytes(b"")
+    listed = open_part(images)
+    kept = on_disk(listed, PLAIN, tmp_path, skip=True)
+    assert [listed.names[index] for index in np.flatnonzero(kept.made_now)] == ["class 1/4.jpg"]
+    assert not on_disk(open_part(images), PLAIN, tmp_path, skip=True).made_now.any()
+
+
 @pytest.mark.parametrize("ten", [False, True])
 def test_a_batch_of_bad_images_alone_is_empty(images: Path, ten: bool) -> None:
     (images / "train" / "class 1" / "4.jpg").write_bytes(b"this is no image")
@@ -392,6 +401,21 @@ def test_decoding_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert kept.made_now.sum() == len(kept) - (0 if begun is None else len(begun.rows))
     for index in range(len(kept)):
         assert (kept.pixels(index) == whole.pixels(index)).all()
+
+
+def test_how_far_it_is_is_noted_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill must not cost all that was decoded since the first note."""
+    monkeypatch.setattr(decode_once, "RECORD_EVERY", 0.0)
+    listed = open_part(make_images(tmp_path / "d", 600))
+    noted = []
+    pool = np.arange(len(listed))
+    with open(tmp_path / "pixels", "w+b") as file:
+        making = decode_once.Making(listed, PLAIN, file.fileno(), skip=False)
+        making.run(pool, 1, lambda: noted.append(len(making.index().rows)))
+    assert len(noted) >= 3
+    assert noted == sorted({*noted})
 
 
 def test_two_runs_at_once_decode_once(tmp_path: Path) -> None:

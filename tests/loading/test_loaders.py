@@ -16,7 +16,7 @@ import opts
 from augmentation import AUGMENTATIONS, WINDOW
 from base.errors import Failed, Refused, clear_errors
 from datasets import folder
-from loading import workers
+from loading import starts
 from loading.deaths import end_workers
 from loading.plan import Plan
 from run.watch import Clock, Watch
@@ -164,8 +164,8 @@ def test_a_bad_image_ends_a_run_by_default(
 
 def test_too_little_shared_memory_is_said_before_a_run() -> None:
     with pytest.raises(Refused, match=r"4 workers need 9 MiB .*--shm-size"):
-        workers.check_shared_memory(4, 1 << 20, 8 << 20)
-    workers.check_shared_memory(4, 1 << 20, 10 << 20)
+        starts.check_shared_memory(4, 1 << 20, 8 << 20)
+    starts.check_shared_memory(4, 1 << 20, 10 << 20)
 
 
 def test_a_run_that_waits_for_files_says_what_to_change_once() -> None:

@@ -4,9 +4,12 @@ import errno
 import multiprocessing
 import os
 import queue
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,22 @@ import pytest
 import soak
 import worker_deaths
 from common import ROOT
+from rig import make_images
 
 import opts
 from base.errors import clear_errors
 from loading.deaths import WorkerWatch
-from loading.workers import enough_processes
+from loading.starts import enough_processes
 
 
 @pytest.fixture(autouse=True)
 def _own_signals():
     """The campaigns set handlers for children; give back what was there."""
     before = signal.getsignal(signal.SIGCHLD)
+    hook = sys.unraisablehook
     yield
     signal.signal(signal.SIGCHLD, before)
+    sys.unraisablehook = hook
 
 
 def test_bad_images_are_named_counted_and_never_replaced() -> None:
@@ -131,6 +137,47 @@ def test_workers_that_cannot_start_are_one_line(
     assert said.count("\n") == 1
     assert "`ulimit -u`" in said
     assert "--nThreads" in said
+
+
+# A user whom nothing else belongs to; the limit does not hold for root.
+USER = "54321"
+AS_USER = ["setpriv", "--reuid", USER, "--clear-groups"]
+# It may read what root may, as a virtual environment of root's.
+AS_USER += ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
+
+
+def can_become_another() -> bool:
+    if os.getuid() != 0 or shutil.which("setpriv") is None:
+        return False
+    return subprocess.run([*AS_USER, "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_become_another(), reason="root and util-linux are needed")
+@pytest.mark.parametrize(("method", "most"), [("fork", 9), ("forkserver", 7), ("forkserver", 14)])
+def test_a_limit_of_processes_is_one_line_and_leaves_none(
+    method: str, most: int, tmp_path: Path
+) -> None:
+    """The first worker, the second, or a thread of theirs cannot be started."""
+    images = make_images(tmp_path / "images", 24)
+    tmp_path.chmod(0o777)
+    options = f"--dataset folder --imageSize 40 --cropSize 32 --nThreads 2 --startMethod {method}"
+    given = ["--data_dir", str(images), "--expDir", str(tmp_path / "out"), "--GPU", "-1"]
+    command = shlex.join([sys.executable, str(ROOT / "main.py"), *options.split(), *given])
+    result = subprocess.run(
+        [*AS_USER, "bash", "-c", f"ulimit -u {most}; OMP_NUM_THREADS=1 exec {command}"],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert "`ulimit -u`" in result.stderr
+    # The server of workers goes a moment later.
+    end = time.monotonic() + 20
+    while subprocess.run(["pgrep", "-u", USER], capture_output=True).stdout:
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_other_errors_of_a_start_are_not_taken_for_it() -> None:

@@ -6,8 +6,9 @@ import torchvision
 from torch import nn
 
 from base.errors import Refused
-from model import Network, create, load_weights, parameter_count
+from model import Network, Spec, build, create, load_weights, multiply_adds, parameter_count
 from models import NETWORKS, OURS, TORCHVISION
+from models.layers import _pool_rows
 from models.recompute import recompute
 from training.ranks import Ranks
 from training.schedule import make_schedule
@@ -350,3 +351,25 @@ def test_smallest_inputs_are_the_smallest() -> None:
             create(name, 4, entry.smallest).eval()(
                 torch.zeros(1, 3, entry.smallest, entry.smallest, dtype=torch.uint8)
             )
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_fine_stem_sees_more_of_small_images(name: str) -> None:
+    """VGG reads every pixel with either."""
+    costs = {
+        stem: multiply_adds(build(Spec(name, ("a", "b"), 32, 32, stem)))
+        for stem in ("fast", "fine")
+    }
+    assert (
+        costs["fine"] >= costs["fast"]
+        if name.startswith("vgg")
+        else (costs["fine"] > 1.5 * costs["fast"])
+    )
+
+
+@pytest.mark.parametrize("sizes", [(7, 3), (6, 3), (3, 7), (1, 4), (13, 6), (5, 5)])
+def test_our_average_pool_has_the_windows_of_torchs(sizes: tuple[int, int]) -> None:
+    length, cells = sizes
+    images = torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(1))
+    expected = nn.functional.adaptive_avg_pool2d(images, (cells, 4))
+    torch.testing.assert_close(_pool_rows(images, cells), expected)

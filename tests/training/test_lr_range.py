@@ -48,7 +48,10 @@ def test_the_suggestion_is_a_tenth_of_where_the_loss_is_lowest() -> None:
     # The mean lags behind by some steps.
     assert 0.01 <= found <= 0.05
     assert RangeTest(rates, [2.0 + number for number in range(97)]).suggestion is None
-    assert RangeTest(rates[:5], losses[:5]).suggestion is None
+    # Half of the fewest steps are enough to say something, one less is not.
+    falling = [3.0 * 0.5**number for number in range(MIN_STEPS // 2)]
+    assert RangeTest(rates[: len(falling)], falling).suggestion is not None
+    assert RangeTest(rates[: len(falling) - 1], falling[:-1]).suggestion is None
 
 
 def test_a_loss_that_explodes_ends_the_test() -> None:
