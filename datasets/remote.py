@@ -25,6 +25,8 @@ from datasets.braces import expand
 
 # Copied too where it lies beside the files.
 CLASSES = "classes.txt"
+# Folders below the one that is named: of a configuration, and of a part.
+DEPTH = 2
 CACHE = "~/.cache/multi-gpu-torch/remote"
 # Bytes that are fetched at a time.
 BLOCK = 4 << 20
@@ -108,7 +110,7 @@ def _named(data_dir: str, ending: str) -> tuple[Any, list[str]]:
         system, first = fsspec.core.url_to_fs(addresses[0])
         paths = [first, *(fsspec.core.url_to_fs(address)[1] for address in addresses[1:])]
         if len(paths) == 1 and not paths[0].lower().endswith(ending):
-            found = system.find(paths[0], maxdepth=2)
+            found = system.find(paths[0], maxdepth=DEPTH + 1)
             paths = sorted(path for path in found if path.lower().endswith(ending))
             if not paths:
                 raise Refused(f"{data_dir} has no {ending} file")

@@ -39,8 +39,6 @@ MAX_LABEL = 1 << 20
 NO_LABEL = ("", "-1")
 # Of a whole number, as some programs write it.
 WHOLE = re.compile(r"-?\d+\.0+")
-# Folders below the one that is named: of a configuration, and of a part.
-DEPTH = 2
 # What compressed files begin with.
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -87,7 +85,7 @@ def find(data_dir: str, ending: str, cache: remote.Cache | None) -> tuple[str, l
     return folder or ".", paths
 
 
-def files_below(folder: str, depth: int = DEPTH) -> Iterator[str]:
+def files_below(folder: str, depth: int = remote.DEPTH) -> Iterator[str]:
     """Yield the files in a folder and in those up to so deep below it that are not hidden."""
     with os.scandir(folder) as entries:
         for entry in entries:

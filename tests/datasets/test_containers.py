@@ -731,3 +731,11 @@ def test_a_folder_of_containers_names_the_way_to_read_them(tmp_path: Path) -> No
         opened("folder", tmp_path, "train")
     with pytest.raises(Refused, match=r"has no \.parquet file"):
         opened("parquet", tmp_path, "train")
+
+
+def test_a_part_that_is_not_there_is_told_with_those_that_are() -> None:
+    for found, told in ((["train", "train"], "it has train"), ([], "it has nothing")):
+        with refused_with(f"shelf has no images to test on .*{told}"):
+            parts.choose_part(found, "test", "shelf")
+    with refused_with("it has images of no part"):
+        parts.choose_part([""], "test", "shelf")

@@ -17,6 +17,8 @@ from common import DATA, refused_with
 import data
 from base.errors import Refused
 from datasets import remote
+from datasets.given import sources
+from datasets.images import Limits
 from datasets.remote import Cache, copies
 
 SHARDS = DATA / "containers" / "wds-cls"
@@ -196,22 +198,39 @@ def test_without_a_network_the_copies_are_used(
     assert capsys.readouterr().out.count("cannot be asked for") == 3
 
 
+@pytest.mark.parametrize("below", ["", "a/", "a/b/"])
 @pytest.mark.parametrize("protocol", ["file", "memory"])
-def test_other_systems_and_whole_folders_are_read(protocol: str, tmp_path: Path) -> None:
+def test_other_systems_and_whole_folders_are_read(
+    protocol: str, below: str, tmp_path: Path
+) -> None:
+    """As deep as folders on the disk are."""
     system = fsspec.filesystem(protocol)
     where = f"/{tmp_path.name}" if protocol == "memory" else str(tmp_path / "far")
-    system.makedirs(where, exist_ok=True)
+    system.makedirs(f"{where}/{below}", exist_ok=True)
     for path in SHARDS.iterdir():
-        with system.open(f"{where}/{path.name}", "wb") as file:
+        with system.open(f"{where}/{below}{path.name}", "wb") as file:
             file.write(path.read_bytes())
-    # Two folders down lies something else.
-    system.makedirs(f"{where}/old/older", exist_ok=True)
-    with system.open(f"{where}/old/older/train-000009.tar", "wb") as file:
-        file.write(b"of another set")
-    images = data.open_images("shards", f"{protocol}://{where}", "test", cache=cached(tmp_path))
+    # Another set, one folder deeper than any of this one.
+    system.makedirs(f"{where}/a/b/c", exist_ok=True)
+    with system.open(f"{where}/a/b/c/train-000009.tar", "wb") as file:
+        file.write((SHARDS / "train-000000.tar").read_bytes())
+    address = f"{protocol}://{where}"
+    paths = copies(address, ".tar", cached(tmp_path))
+    assert [Path(path).name for path in paths] == sorted(path.name for path in SHARDS.glob("*.tar"))
+    images = data.open_images("shards", address, "test", cache=cached(tmp_path))
     assert (len(images), images.classes) == (8, ["0", "1", "2", "3"])
     with refused_with("has no .parquet file"):
-        copies(f"{protocol}://{where}", ".parquet", cached(tmp_path))
+        copies(address, ".parquet", cached(tmp_path))
+
+
+def test_shards_at_an_address_are_predicted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = "train-000000.tar", "val-000000.tar"
+    there = sources([f"{server.address}/{{train-000000,val-000000}}.tar"], Limits())
+    here = sources([str(SHARDS / name) for name in names], Limits())
+    assert [len(images) for images in there] == [len(images) for images in here] != []
 
 
 def test_an_unknown_protocol_and_a_missing_library_are_lines(
