@@ -409,6 +409,13 @@ def equivalents() -> dict[str, str]:
         return {row["key"]: row["reason"] for row in csv.DictReader(file)}
 
 
+def write(found: dict[str, Any], every: list[Mutant]) -> None:
+    """Write what was found, and how many of those that were drawn it is."""
+    judged = sum(mutant.key in found for mutant in every)
+    value = {"drawn": len(every), "judged": judged, **table(found), "mutants": found}
+    RESULTS.write_text(json.dumps(value, indent=1) + "\n")
+
+
 def table(found: dict[str, Any]) -> dict[str, Any]:
     """Return counts, of each module and of all."""
     known = equivalents()
@@ -435,7 +442,9 @@ def main() -> None:
     if not arguments.map.exists():
         make_map(arguments.map)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    found = known.get("mutants", {})
+    # What was found of code that is no longer there says nothing.
+    there = {mutant.key for path in modules() for mutant in mutants(path)}
+    found = {key: one for key, one in known.get("mutants", {}).items() if key in there}
     done = {key for key, one in found.items() if one["verdict"] == "killed"} | set(equivalents())
     every = drawn(arguments.trials, arguments.seed, arguments.only)
     chosen = [mutant for mutant in every if mutant.key not in done]
@@ -460,7 +469,7 @@ def main() -> None:
             }
             shown = f"{mutant.file}:{mutant.line}: {mutant.before[:60]!r} -> {mutant.after[:60]!r}"
             print(f"{number}/{len(chosen)} {verdict} {mutant.key} {shown}", flush=True)
-            RESULTS.write_text(json.dumps(table(found) | {"mutants": found}, indent=1) + "\n")
+            write(found, every)
             if time.monotonic() > end:
                 pool.shutdown(cancel_futures=True)
                 break
