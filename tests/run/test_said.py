@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import configs
 import main
+from assembly import header
 from base.errors import Refused
 
 
@@ -19,7 +19,7 @@ def test_a_header_says_what_a_run_will_take_of_the_disk(
     main.main([*command, *more, "--expDir", str(tmp_path / "small")])
     assert not re.search(r"^disk ", capsys.readouterr().out, re.MULTILINE)
 
-    monkeypatch.setattr(configs, "LARGE", 1)
+    monkeypatch.setattr(header, "LARGE", 1)
     main.main([*command, *more, "--expDir", str(tmp_path / "large")])
     told = re.search(r"^disk +([\d.]+) GB in the end: 2 .* 5 files", capsys.readouterr().out, re.M)
     assert told
