@@ -162,7 +162,8 @@ def _end_with_parent() -> None:
     # A server may have ended before. It alone has this module, and its workers from it.
     shield = sys.modules.get("loading.shield")
     if shield is not None and os.getppid() != shield.SERVER:
-        os._exit(LACKING)
+        # Whatever ended it: the main process tells what it finds.
+        os._exit(1)
 
 
 # Bytes of a socket's path: sockaddr_un's 108, less what multiprocessing adds.
