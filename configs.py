@@ -31,7 +31,7 @@ from data import AnyLoader, Images
 from datasets import changes, table
 from datasets.images import FileImages
 from model import Network
-from opts import FREE, Options
+from options.table import FREE, Options
 from report.console import Console
 from report.report import Report
 from run import checkpoint, folder

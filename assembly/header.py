@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 import model
-import opts
 import utils
 from assembly.training import schedule_of
 from base.machine import free_memory
@@ -20,7 +19,8 @@ from datasets.listing import told
 from loading import decode_once
 from loading.decode_once import gigabytes
 from model import Network
-from opts import FOLDERS, Options
+from options.settle import differing
+from options.table import FOLDERS, Options
 from report.page import About
 from run.run import Run
 
@@ -57,7 +57,7 @@ def _about(options: Options, run: Run, header: dict[str, str]) -> About:
     """Return what report.html says of the run."""
     name = f"{options.netType} on {options.dataset}: {run.folder.name}"
     if options.test:
-        return About(name, header, opts.differing(options))
+        return About(name, header, differing(options))
     best = shlex.quote(str((run.folder / "best.pt").absolute()))
     commands = [
         (f"python predict.py {best} photo.jpg", "names and probabilities of images"),
@@ -68,7 +68,7 @@ def _about(options: Options, run: Run, header: dict[str, str]) -> About:
         train = shlex.quote(os.path.join(options.data_dir, "train"))
         way = f"python predict.py {best} {train} --mistakes wrong.csv --sheet wrong.png"
         commands.insert(1, (way, "which training images may have a wrong label"))
-    return About(name, header, opts.differing(options), commands)
+    return About(name, header, differing(options), commands)
 
 
 def _describe_disk(options: Options, network: Network) -> dict[str, str]:

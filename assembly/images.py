@@ -19,7 +19,7 @@ from datasets.images import FileImages, Limits, composed, relabelled
 from datasets.parts import NoPart
 from datasets.remote import Cache
 from datasets.split import read as read_split
-from opts import COLUMNED, FILES, Options
+from options.table import COLUMNED, FILES, Options
 
 
 def _image_settings(options: Options) -> dict[str, Any]:

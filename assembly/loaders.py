@@ -11,7 +11,6 @@ import torch
 
 import data
 import model
-import opts
 from assembly.images import open_both, open_tested
 from assembly.pipelines import make_pipeline, make_test_pipeline
 from base.errors import Refused
@@ -23,7 +22,9 @@ from loading.decode_once import Place, gigabytes
 from loading.pixel_folder import PixelFolder
 from loading.plan import BalancedPlan, Plan
 from models import TIMM, from_timm
-from opts import FILES, Options
+from options.checks import unfitting
+from options.settle import settle_by_images
+from options.table import FILES, Options
 from run import folder, hook
 from run.run import Run
 from training.updater import has_batch_norm
@@ -61,13 +62,13 @@ def _settle_sizes(options: Options) -> None:
     about = from_timm.published(options.netType)
     options.cropSize = about.side
     options.imageSize = round(about.side / about.crop_share)
-    for message in opts.unfitting(options):
+    for message in unfitting(options):
         raise Refused(message)
 
 
 def _settle_by_images(options: Options, run: Run, count: int) -> None:
     """Settle what the number of training images decides. Raises Refused."""
-    run.chosen = opts.settle_by_images(options, min(count, options.limit or count))
+    run.chosen = settle_by_images(options, min(count, options.limit or count))
     run.options = replace(run.options, epochs=options.nEpochs)
     run.report.options = options.recorded()
     if options.hook and run.ranks.first:

@@ -3,7 +3,6 @@
 import torch
 
 import model
-import opts
 from assembly.pipelines import statistics
 from base.archive import Plain
 from base.errors import Refused
@@ -14,7 +13,8 @@ from model import Network, Spec
 from models import OURS, weights
 from models.layers import SMALL
 from models.recompute import recompute
-from opts import Options
+from options.checks import unfitting
+from options.table import Options
 from run.checkpoint import Saved
 from run.memory import room_for
 from run.run import Run
@@ -125,7 +125,7 @@ def settle_tested(options: Options) -> tuple[Plain, Spec | None]:
         # A test has a folder of its own, called after the network.
         if "expID" not in options.given:
             options.expID = f"{options.usual_name}-test"
-        for message in opts.unfitting(options):
+        for message in unfitting(options):
             raise Refused(message)
     return value, spec
 

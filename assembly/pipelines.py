@@ -14,7 +14,7 @@ from base.errors import Refused
 from data import AnyLoader, Images, KeptLoader, ResidentLoader
 from datasets.images import FileImages, files_key
 from loading.plan import Plan
-from opts import Options
+from options.table import Options
 from transforms import Pipeline
 
 # Images that mean and standard deviation are taken from.

@@ -11,7 +11,7 @@ from base.files import write_rows
 from data import Images
 from model import Network
 from models import NETWORKS
-from opts import Options
+from options.table import Options
 from run import memory
 from run.memory import room_for
 from run.run import Run

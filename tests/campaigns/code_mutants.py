@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NoReturn
@@ -259,47 +260,55 @@ class Map:
         return tests or list(NOBODY), total
 
 
-def make_map(path: Path) -> None:
+def make_map(path: Path, jobs: int) -> None:
     """Run all tests under coverage, once, and write down which lines each reaches."""
     from coverage import CoverageData
 
     with tempfile.TemporaryDirectory(prefix="mutants-map") as scratch:
         place = Path(scratch)
         copy_repository(place / "copy")
-        settings = place / "coverage.ini"
-        # Processes of a test bear its name: pytest puts it into their environment, where they look
-        # for it as they begin. (`patch = subprocess` would give them ours.)
-        settings.write_text(
-            f"[run]\nsource = {place}/copy\nomit =\n    */tests/*\n    */benchmark/*\n"
-            "patch =\n    fork\n    _exit\nparallel = true\n"
-            f"data_file = {place}/data\ncontext = ${{PYTEST_CURRENT_TEST-}}\n"
-        )
-        report = place / "report.xml"
-        options = [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--junitxml={report}",
-            "-o",
-            "junit_family=legacy",
+        files = sorted((place / "copy" / "tests").glob("*/test_*.py"))
+        shares = [place / f"share{number}" for number in range(jobs)]
+        running = [
+            run_share(share, place / "copy", files[number::jobs])
+            for number, share in enumerate(shares)
         ]
-        options += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
-        command = [sys.executable, "-m", "pytest", *options]
-        env = os.environ | {"COVERAGE_PROCESS_START": str(settings)}
-        subprocess.run(command, cwd=place / "copy", env=env)
-        subprocess.run(
-            [sys.executable, "-m", "coverage", "combine", f"--rcfile={settings}", "--append"],
-            cwd=place,
-        )
+        for process in running:
+            process.wait()
         data = CoverageData(str(place / "data"))
-        data.read()
-        write_map(path, data, report, place / "copy")
+        for share in shares:
+            settings = f"--rcfile={share}/coverage.ini"
+            command = [sys.executable, "-m", "coverage", "combine", "--append", settings]
+            subprocess.run(command, cwd=share)
+            part = CoverageData(str(share / "data"))
+            part.read()
+            data.update(part)
+        write_map(path, data, [share / "report.xml" for share in shares], place / "copy")
 
 
-def write_map(path: Path, data: Any, report: Path, root: Path) -> None:
+def run_share(share: Path, root: Path, files: list[Path]) -> subprocess.Popen[bytes]:
+    """Start pytest on some files of tests, with its coverage and report under share."""
+    share.mkdir()
+    settings = share / "coverage.ini"
+    # Processes of a test bear its name: pytest puts it into their environment, where they look
+    # for it as they begin. (`patch = subprocess` would give them ours.)
+    settings.write_text(
+        f"[run]\nsource = {root}\nomit =\n    */tests/*\n    */benchmark/*\n"
+        "patch =\n    fork\n    _exit\nparallel = true\n"
+        f"data_file = {share}/data\ncontext = ${{PYTEST_CURRENT_TEST-}}\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={share}/report.xml"]
+    options += ["-o", "junit_family=legacy", f"--basetemp={share}/tmp"]
+    options += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+    env = os.environ | {"COVERAGE_PROCESS_START": str(settings), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=root, env=env)
+
+
+def write_map(path: Path, data: Any, reports: list[Path], root: Path) -> None:
     """Write coverage's contexts and pytest's durations as a Map."""
     seconds: dict[str, float] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in chain.from_iterable(ElementTree.parse(one).iter("testcase") for one in reports):
         if not any(child.tag in ("skipped", "failure", "error") for child in case):
             seconds[f"{case.get('file')}::{case.get('name')}"] = float(case.get("time", 0))
     numbers = {name: number for number, name in enumerate(seconds)}
@@ -440,7 +449,7 @@ def main() -> None:
     parser.add_argument("--map", type=Path, required=True, help="made where it is not there")
     arguments = parser.parse_args()
     if not arguments.map.exists():
-        make_map(arguments.map)
+        make_map(arguments.map, arguments.jobs)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     # What was found of code that is no longer there says nothing.
     there = {mutant.key for path in modules() for mutant in mutants(path)}

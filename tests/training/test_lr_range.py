@@ -11,6 +11,7 @@ from rig import make_images, on_folder
 
 import main
 import opts
+from options.settle import settle_by_images
 from report import pictures
 from training.lr_range import (
     FIRST_RATE,
@@ -112,13 +113,13 @@ def test_find_lr_begins_a_run_of_its_own(capsys: pytest.CaptureFixture[str]) -> 
 def test_few_images_are_trained_in_small_batches(count: int, batch: int, epochs: int) -> None:
     options = opts.parse(["--dataset", "folder", "--data_dir", "d"])
     assert (options.batchSize, options.nEpochs) == (None, None)
-    assert opts.settle_by_images(options, count) == ["batch", "epochs"]
+    assert settle_by_images(options, count) == ["batch", "epochs"]
     assert (options.batchSize, options.nEpochs) == (batch, epochs)
 
 
 def test_what_is_given_is_not_decided() -> None:
     options = opts.parse(["--dataset", "folder", "--batchSize", "100", "--nEpochs", "3"])
-    assert opts.settle_by_images(options, 800) == []
+    assert settle_by_images(options, 800) == []
     assert (options.batchSize, options.nEpochs) == (100, 3)
     digits = opts.parse(["--dataset", "mnist"])
     assert (digits.batchSize, digits.nEpochs) == (128, 10)
