@@ -74,7 +74,10 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 # What is said to a library for speed, or as an assertion.
 NOT_SEEN = {"strict", "inplace", "non_blocking", "pin_memory"}
 # Of two values in either order.
-EITHER_WAY = {"min", "max", "minimum", "maximum", "equal", "isinstance", "samefile", "gcd", "zip"}
+EITHER_WAY = {
+    *("min", "max", "minimum", "maximum", "equal", "isinstance", "samefile", "gcd", "zip"),
+    "suppress",
+}
 
 
 @dataclass(frozen=True)
