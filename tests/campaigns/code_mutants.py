@@ -3,7 +3,7 @@
     python tests/campaigns/code_mutants.py --trials 800 --seed 1 --only augmentation training
 
 Draws so many of all possible changes, at least 10 a module and otherwise by lines, and runs the
-tests that reach the changed line, the quickest first, in a copy of the repository. Which those are
+tests that reach the changed line, the likeliest first, in a copy of the repository. Which those are
 is found beforehand, by one run of all tests under coverage (`--map`). What was found is written
 after each, to benchmark/results/mutants.json, and a run that was stopped goes on.
 equivalent_mutants.csv names those that change nothing that anyone can see, each with the reason.
@@ -11,13 +11,15 @@ equivalent_mutants.csv names those that change nothing that anyone can see, each
 
 import argparse
 import ast
+import compileall
 import copy
 import csv
 import hashlib
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -37,8 +40,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmark" / "results" / "mutants.json"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.csv")
 LEAST = 10
-# Seconds of tests a mutant is given at most, the quickest first.
-MOST = 120
 # Seconds beyond three times what the tests take unchanged: what takes longer did not end.
 MORE_TIME = 30
 # Where no test reaches a line that runs.
@@ -239,12 +240,30 @@ class Map:
     seconds: list[float]
     lines: dict[str, dict[str, list[int]]]
 
-    def chosen(self, mutant: Mutant) -> tuple[list[str], float]:
-        """Return the tests for one change, the quickest first, and their seconds together."""
+    @cached_property
+    def order(self) -> list[float]:
+        """Of each test, its seconds times the lines it reaches: what is quick and reaches little
+        says most about a line in its time.
+        """
+        counts = Counter(
+            number
+            for lines in self.lines.values()
+            for numbers in lines.values()
+            for number in numbers
+        )
+        return [(0.1 + seconds) * counts[n] for n, seconds in enumerate(self.seconds)]
+
+    def chosen(self, mutant: Mutant, most: float) -> tuple[list[str], float]:
+        """Return the tests for one change, the likeliest first, and their seconds together: so
+        many at most.
+        """
         lines = self.lines.get(mutant.file, {})
         numbers: set[int] = set()
         for line in range(mutant.line, mutant.end + 1):
             numbers.update(lines.get(str(line), ()))
+        if not numbers:
+            # A process that was killed, or became another, has said nothing of what it reached.
+            numbers.update(number for line in lines.values() for number in line)
         if mutant.top:
             # It runs at import, and whoever reads it may call nothing: all that stands beside tests
             # which reach the file.
@@ -255,9 +274,9 @@ class Map:
             )
         tests: list[str] = []
         total = 0.0
-        for number in sorted(numbers, key=lambda number: self.seconds[number]):
-            if tests and total + self.seconds[number] > MOST:
-                break
+        for number in sorted(numbers, key=self.order.__getitem__):
+            if tests and total + self.seconds[number] > most:
+                continue
             tests.append(self.tests[number])
             total += self.seconds[number]
         return tests or list(NOBODY), total
@@ -338,13 +357,29 @@ def copy_repository(where: Path) -> None:
 class Copy:
     """A copy of the repository in which tests run."""
 
-    def __init__(self, where: Path, tests: Map) -> None:
+    def __init__(self, where: Path, tests: Map, most: float) -> None:
         self.where = where
         self.tests = tests
+        self.most = most
         copy_repository(where)
+        # Compiled files of all that does not change.
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-qq",
+            "-p",
+            "no:cacheprovider",
+        ]
+        env = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run(command, cwd=where, env=env, stdout=subprocess.DEVNULL)
+        compileall.compile_dir(where, quiet=2)
 
     def run(self, tests: list[str], limit: float) -> str:
-        """Return "passed", "failed" or "time"."""
+        """Return "passed", the test that failed, or "time"."""
+        told = self.where / "failed.txt"
+        told.unlink(missing_ok=True)
         child = os.fork()
         if child == 0:
             self._test(tests)
@@ -353,7 +388,8 @@ class Copy:
             pid, status = os.waitpid(child, os.WNOHANG)
             if pid:
                 self._end(child)
-                return "passed" if status == 0 else "failed"
+                failed = told.read_text() if told.exists() else "none began"
+                return "passed" if status == 0 else failed
             time.sleep(0.05)
         self._end(child)
         os.waitpid(child, 0)
@@ -378,40 +414,70 @@ class Copy:
             import pytest
 
             options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "-rN", "--tb=no"]
-            status = int(pytest.main([*options, *tests]))
+            options += ["--basetemp", str(self.where) + "-temporary"]
+            status = int(pytest.main([*options, *tests], [Teller(self.where / "failed.txt")]))
         finally:
             os._exit(status)
 
-    def verdict(self, mutant: Mutant) -> str:
-        """Return "killed", "survived", or "time" for one that did not end."""
-        tests, seconds = self.tests.chosen(mutant)
+    def verdict(self, mutant: Mutant) -> tuple[str, str]:
+        """Return "killed" and by which test, "survived", or "time" for one that did not end."""
+        tests, seconds = self.tests.chosen(mutant, self.most)
         path = self.where / mutant.file
         before = path.read_text()
+        stat = path.stat()
+        compiled = Path(importlib.util.cache_from_source(str(path)))
         try:
+            compiled.unlink(missing_ok=True)
             path.write_text(changed(before, mutant))
-            status = self.run(tests, 3 * seconds + MORE_TIME)
+            result = self.run(tests, 3 * seconds + MORE_TIME)
         finally:
             path.write_text(before)
-        return {"passed": "survived", "failed": "killed"}.get(status, status)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+            py_compile.compile(str(path))
+        if result in ("passed", "time"):
+            return {"passed": "survived"}.get(result, result), ""
+        return "killed", result
+
+
+@dataclass(frozen=True)
+class Teller:
+    """Of pytest: writes down which test fails."""
+
+    path: Path
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.path.write_text(report.nodeid)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.path.write_text(report.nodeid)
 
 
 # Of a worker.
 place: Copy
 
 
-def begin_worker(scratch: str, tests: Map) -> None:
+def begin_worker(scratch: str, tests: Map, most: float) -> None:
     """Import what takes long, and make this worker's copy."""
     global place
     # Not hypothesis: pytest rewrites what it tests with.
     for name in ("numpy", "torch", "torchvision", "PIL.Image", "pytest", "scipy.stats", "sklearn"):
         importlib.import_module(name)
-    place = Copy(Path(scratch, str(os.getpid())), tests)
+    place = Copy(Path(scratch, str(os.getpid())), tests, most)
     if place.run(list(NOBODY), 600) != "passed":
         raise RuntimeError(f"{NOBODY} fails unchanged")
 
 
-def judge(mutant: Mutant) -> tuple[Mutant, str]:
-    return mutant, place.verdict(mutant)
+def judge(mutant: Mutant) -> tuple[Mutant, str, str]:
+    return mutant, *place.verdict(mutant)
+
+
+def unsteady(tests: list[str]) -> list[str]:
+    """Return those of some tests that fail unchanged: they say nothing."""
+    if place.run(tests, 60.0 * len(tests)) == "passed":
+        return []
+    return [test for test in tests if place.run([test], 600) != "passed"]
 
 
 def equivalents() -> dict[str, str]:
@@ -448,6 +514,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[], help="files or folders, by how they begin")
     parser.add_argument("--hours", type=float, default=24.0, help="stop after so many")
+    about = "seconds of tests for each, the likeliest first"
+    parser.add_argument("--most", type=float, default=120, help=about)
     parser.add_argument("--jobs", type=int, default=2, help="mutants at once")
     parser.add_argument("--map", type=Path, required=True, help="made where it is not there")
     arguments = parser.parse_args()
@@ -464,27 +532,35 @@ def main() -> None:
     end = time.monotonic() + 3600 * arguments.hours
     tests = Map(**json.loads(arguments.map.read_text()))
     context = multiprocessing.get_context("fork")
+    begin = partial(begin_worker, tests=tests, most=arguments.most)
     with (
         tempfile.TemporaryDirectory(prefix="mutants") as scratch,
         # Its workers may have children, a Pool's may not.
-        ProcessPoolExecutor(arguments.jobs, context, begin_worker, (scratch, tests)) as pool,
+        ProcessPoolExecutor(arguments.jobs, context, begin, (scratch,)) as pool,
     ):
         waiting = [pool.submit(judge, mutant) for mutant in chosen]
         for number, future in enumerate(as_completed(waiting), 1):
-            mutant, verdict = future.result()
+            mutant, verdict, by = future.result()
             found[mutant.key] = {
                 "file": mutant.file,
                 "line": mutant.line,
                 "before": mutant.before[:200],
                 "after": mutant.after[:200],
                 "verdict": verdict,
+                "by": by,
             }
             shown = f"{mutant.file}:{mutant.line}: {mutant.before[:60]!r} -> {mutant.after[:60]!r}"
             print(f"{number}/{len(chosen)} {verdict} {mutant.key} {shown}", flush=True)
             write(found, every)
             if time.monotonic() > end:
-                pool.shutdown(cancel_futures=True)
+                for one in waiting:
+                    one.cancel()
                 break
+        killers = {by for one in found.values() if "::" in (by := one.get("by", ""))}
+        for test in pool.submit(unsteady, sorted(killers)).result():
+            print(f"{test} fails unchanged: what it killed is judged again", flush=True)
+            found = {key: one for key, one in found.items() if one.get("by") != test}
+        write(found, every)
     result = table(found)
     result.pop("modules")
     print(json.dumps(result, indent=1))
