@@ -28,7 +28,7 @@ def differing(options: Options) -> list[tuple[str, Any, Any]]:
         (name.rstrip("_"), value, field.metadata["shown"] or field.default)
         for name, field in FIELDS.items()
         if name not in UNRECORDED
-        and (value := getattr(options, name)) != field.default
+        and settled(name, value := getattr(options, name)) != settled(name, field.default)
         and (name not in SETTLED or name in options.given)
     ]
 

@@ -336,13 +336,13 @@ class Options:
 
     # Filled in by `parse`, not on the command line: what was given, what differs from the run that
     # is resumed, and values parsed once from their text.
-    given: Values = dataclasses.field(default_factory=dict, repr=False)
-    changed: dict[str, tuple[object, object]] = dataclasses.field(default_factory=dict, repr=False)
-    steps: list[Step] = dataclasses.field(default_factory=list, repr=False)
-    save_interval: Every = dataclasses.field(default=Every(None, 10.0), repr=False)
-    synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256), repr=False)
-    columns: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    stopping: Stopping = dataclasses.field(default=Stopping(), repr=False)
+    given: Values = dataclasses.field(default_factory=dict)
+    changed: dict[str, tuple[object, object]] = dataclasses.field(default_factory=dict)
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    save_interval: Every = dataclasses.field(default=Every(None, 10.0))
+    synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256))
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    stopping: Stopping = dataclasses.field(default=Stopping())
 
     @property
     def source(self) -> Source:

@@ -253,6 +253,28 @@ def test_a_gpu_s_way_through_the_policies_gives_the_cpu_s_images(
     assert (off > 1).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_one_operation_on_a_gpu_is_within_a_level_of_the_cpu_s(
+    photographs: list[np.ndarray], deterministic: bool
+) -> None:
+    count = 14 * 16
+    part = torch.from_numpy(photographs[0].copy())[:48, 100:148].permute(2, 0, 1)
+    # Black and white too: what is made brighter than white stays white.
+    part = ((part.float() - 60) * 2).clamp(0, 255).to(torch.uint8)
+    images = part.expand(count, -1, -1, -1).contiguous()
+    u = torch.rand(count, 4, generator=torch.Generator().manual_seed(2))
+    u[:, 0] = (torch.arange(count) % 14 + 0.5) / 14
+    ours = policy.trivial(images, u)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        prepared = torch.from_numpy(policy_gpu.prepare_trivial(u.numpy(), 48))
+        theirs = policy_gpu.apply_layers(images, prepared)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    off = (ours.int() - theirs.int()).abs().amax((1, 2, 3)).view(-1, 14).amax(0)
+    assert off.max() <= 1, off
+
+
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 2.0])
 def test_shares_of_partners_are_beta_distributed(alpha: float) -> None:
     u = uniforms(1, 0, np.arange(3000), AUGMENTATIONS["mixup"].draws, "mixup")
@@ -355,3 +377,35 @@ def test_the_gpu_gives_what_the_cpu_gives(name: str, images: torch.Tensor) -> No
     pipeline = Pipeline(augmentation.parse(name), 32, 32, seed=1)
     draws = pipeline.draw_uniforms(0, np.arange(6))
     near(pipeline.apply_steps(images.cuda(), draws).cpu(), pipeline.apply_steps(images, draws))
+
+
+@pytest.mark.parametrize("large", [0, 1 << 15])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_half_of_the_images_are_mirrored_left_right(
+    images: torch.Tensor, large: int, form: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(geometry, "LARGE", large)
+    # One half itself is not below it.
+    u = torch.tensor([0.0, 0.49, 0.5, 0.51, 0.99, 0.25])[:, None]
+    expected = images.clone()
+    for place in (0, 1, 5):
+        expected[place] = v2.horizontal_flip(images[place])
+    assert torch.equal(geometry.flip(images.contiguous(memory_format=form), u), expected)
+
+
+@pytest.mark.parametrize("number", range(len(policy.OPERATIONS)))
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_operation_of_magnitude_nothing_changes_nothing(
+    images: torch.Tensor, number: int, wide: bool
+) -> None:
+    operation = policy.OPERATIONS[number][0]
+    if operation in (policy.autocontrast, policy.equalize):
+        return  # They have no magnitude.
+    pick = torch.full((len(images),), (number + 0.5) / len(policy.OPERATIONS))
+    none = torch.zeros(len(images))
+    changed = policy.choose(images, pick, none, none, wide=wide)
+    if operation is policy.solarize:
+        # Only white itself is turned, as torchvision's.
+        assert torch.equal(changed, torch.where(images == 255, 0, images))
+    else:
+        near(changed, images)

@@ -319,11 +319,19 @@ def run_share(share: Path, root: Path, files: list[Path]) -> subprocess.Popen[by
         "patch =\n    fork\n    _exit\nparallel = true\n"
         f"data_file = {share}/data\ncontext = ${{PYTEST_CURRENT_TEST-}}\n"
     )
-    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={share}/report.xml"]
+    # Forked ones have coverage's settings from before the test.
+    (share / "forks.py").write_text(
+        "import os\nfrom coverage import Coverage\n\ndef say():\n"
+        "    if Coverage.current() and os.environ.get('PYTEST_CURRENT_TEST'):\n"
+        "        Coverage.current().switch_context(os.environ['PYTEST_CURRENT_TEST'])\n\n"
+        "def pytest_sessionstart():\n    os.register_at_fork(after_in_child=say)\n"
+    )
+    options = ["-q", "-p", "no:cacheprovider", "-p", "forks", f"--junitxml={share}/report.xml"]
     options += ["-o", "junit_family=legacy", f"--basetemp={share}/tmp"]
     options += [f"--cov-config={settings}", "--cov", "--cov-context=test", "--cov-report="]
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     env = os.environ | {"COVERAGE_PROCESS_START": str(settings), "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = str(share)
     return subprocess.Popen(command, cwd=root, env=env)
 
 
