@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,11 @@ settings.register_profile(
 )  # the same examples on any machine, at any speed
 settings.load_profile("here")
 torch.set_num_threads(1)  # tests fork: no thread may have started before
+# Who runs tests in the background (nohup, a shell's &) ignores some signals. Programs that are
+# started here must not: a handler that does nothing is not handed on to them.
+for _number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")

@@ -69,12 +69,13 @@ def test_a_program_that_has_begun_nothing_is_stopped_in_one_line(
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs these tests in the background may ignore some.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     time.sleep(after)
     child.send_signal(number)
-    _, said = child.communicate(timeout=60)
+    try:
+        _, said = child.communicate(timeout=60)
+    finally:
+        child.kill()
     # Before Python has set anything up a signal ends it by itself.
     if child.returncode != -number:
         assert child.returncode == 128 + number
