@@ -409,3 +409,25 @@ def test_an_operation_of_magnitude_nothing_changes_nothing(
         assert torch.equal(changed, torch.where(images == 255, 0, images))
     else:
         near(changed, images)
+
+
+def test_grey_is_below_its_probability_and_is_torchvision_s(images: torch.Tensor) -> None:
+    u = torch.tensor([0.0, 0.24, 0.25, 0.26, 0.5, 0.99])[:, None]
+    changed = colour.grey(images, u, 0.25)
+    near(changed[:2], v2.rgb_to_grayscale(images[:2], num_output_channels=3))
+    assert torch.equal(changed[2:], images[2:])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 1), (1, 0, 1), (2, 1, 1)])
+def test_a_chain_of_colour_changes_is_one_after_the_other(
+    images: torch.Tensor, order: tuple[int, ...]
+) -> None:
+    # Within the range nothing is clipped in between, which a chain in one step cannot follow.
+    values = 0.3 + 0.3 * images.float() / 255
+    factors = torch.tensor([1.1, 0.7, 0.8])
+    expected = values
+    for operation in order:
+        change = (v2.adjust_brightness, v2.adjust_contrast, v2.adjust_saturation)[operation]
+        expected = change(expected, factors[operation].item())
+    chained = colour.chain(values, factors.expand(6, 3), torch.tensor([order] * 6))
+    assert (chained - expected).abs().max() < 1e-3

@@ -162,6 +162,105 @@ def test_archives_that_are_not_the_published_ones_are_refused(
     assert not (tmp_path / "canary").exists()
 
 
+def archive(path: Path, members: dict[str, bytes], **more: object) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            add(tar, name, content, **more)
+
+
+def inner(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in names:
+            add(tar, name, jpeg(1))
+    return buffer.getvalue()
+
+
+def test_each_fault_of_an_archive_of_imagenet_is_named(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = tars / "ILSVRC2012_img_train.tar", tars / "ILSVRC2012_img_val.tar"
+    number = 0
+
+    def said(count: str = "3:60:7") -> str:
+        nonlocal number
+        number += 1
+        out = str(tmp_path / f"out{number}")
+        return refused(["imagenet", "--tars", str(tars), "--out", out, "--expect", count], capsys)
+
+    whole = val.read_bytes()
+    archive(val, {"ILSVRC2012_val_00000008.JPEG": jpeg(1)})
+    assert "ILSVRC2012_val_00000008.JPEG" in said()
+    archive(val, {"ILSVRC2012_val_00000000.JPEG": jpeg(1)})
+    assert "ILSVRC2012_val_00000000.JPEG" in said()
+    archive(val, {"cat.JPEG": jpeg(1)})
+    assert "cat.JPEG" in said()
+    val.write_bytes(whole)
+
+    archive(train, {"n01440764.txt": b""})
+    assert "n01440764.txt" in said()
+    archive(train, {"n99999999.tar": inner("n99999999_1.JPEG")})
+    assert "n99999999" in said()
+    archive(train, {"n01440764.tar": inner("n02100735_1.JPEG")})
+    assert "n02100735_1.JPEG" in said()
+    archive(train, {"n01440764.tar": b"no tar file" * 100})
+    assert "is no whole tar file" in said()
+    train.unlink()
+    folder_of = tars / "ILSVRC2012_img_train" / "n01440764"
+    folder_of.mkdir(parents=True)
+    (folder_of / "n01440764_1.JPEG").symlink_to("/etc/passwd")
+    assert "n01440764_1.JPEG is no plain file: remove it" in said()
+    (folder_of / "n01440764_1.JPEG").unlink()
+    (folder_of / "n01440764_1.JPEG").mkdir()
+    assert "n01440764_1.JPEG is no plain file: remove it" in said()
+
+    for count in ("3:60", "3:60:x", "0:60:7", "3:-1:7"):
+        assert f"'{count}' is not CLASSES:TRAIN:VAL" in said(count)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("400MB", 400 * 10**6), ("1.5 GB", 1500 * 10**6), ("7kB", 7000), ("7KB", 7000)],
+)
+def test_a_size_of_shards_is_read(text: str, size: int) -> None:
+    command = ["pack", "--data_dir", "d", "--out", "o"]
+    assert prepare.build_parser().parse_args([*command, "--shard", text]).shard == size
+
+
+@pytest.mark.parametrize("text", ["0MB", "0.0GB", "400", "MB", "-1MB", "4TB"])
+def test_what_is_no_size_of_shards_is_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["pack", "--data_dir", "d", "--out", "o"]
+    assert f"'{text}' is not a size, for example 400MB" in refused(
+        [*command, f"--shard={text}"], capsys
+    )
+
+
+CALLS = {
+    "imagenet --tars {here}/no --out {here}/out": "there is no folder {here}/no",
+    "index --to table --register a --data_dir {here} --out {here}/a.csv": "--register is of",
+    "index --data_dir {here}/no --out {here}/a.h5": "{here}/no is no folder",
+    "index --data_dir {here} --out {here}/a.h5": "{here} has no folder train/",
+    "info": "no images are named: give --data_dir DIR",
+    "info --data_dir {here}/notes.txt": "is no folder and no .zip, .tar or .parquet file",
+    "info --data_dir {here} --column what=name": "argument --column:",
+    "repack --data_dir {here}/no.h5 --out {here}/b.h5": "there is no {here}/no.h5",
+    "check --data_dir https://a.b/c": "https://a.b/c is an address: name a folder",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_call_of_prepare_is_one_line(
+    call: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no images")
+    said = refused(call.format(here=tmp_path).split(), capsys)
+    assert CALLS[call].format(here=tmp_path) in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_check_finds_bad_and_changed_images(
     images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
