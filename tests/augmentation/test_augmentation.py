@@ -431,3 +431,10 @@ def test_a_chain_of_colour_changes_is_one_after_the_other(
         expected = change(expected, factors[operation].item())
     chained = colour.chain(values, factors.expand(6, 3), torch.tensor([order] * 6))
     assert (chained - expected).abs().max() < 1e-3
+
+
+def test_a_device_without_what_was_sent_has_it_sent(images: torch.Tensor) -> None:
+    pipeline = Pipeline(augmentation.parse("flip,lighting"), 32, 32, seed=1)
+    draws = pipeline.draw_uniforms(0, np.arange(6))
+    changed = pipeline.apply_steps(images.to("meta"), draws)
+    assert (changed.shape, changed.device.type) == (images.shape, "meta")
