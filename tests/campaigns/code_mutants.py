@@ -564,7 +564,9 @@ def main() -> None:
                 for one in waiting:
                     one.cancel()
                 break
-        killers = {by for one in found.values() if "::" in (by := one.get("by", ""))}
+        killers = {
+            by for mutant in chosen if "::" in (by := found.get(mutant.key, {}).get("by", ""))
+        }
         for test in pool.submit(unsteady, sorted(killers)).result():
             print(f"{test} fails unchanged: what it killed is judged again", flush=True)
             found = {key: one for key, one in found.items() if one.get("by") != test}
