@@ -62,6 +62,14 @@ def test_a_rate_alone_holds_and_a_warm_up_leads_to_it() -> None:
     assert [regime.at(share)[0] for share in (0, 0.4)] == [0.3, 0.15]
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.25])
+def test_a_cosine_takes_what_warming_up_leaves(warmup: float) -> None:
+    schedule = make_schedule(lr=0.3, weight_decay=None, first=1, kind="cosine", warmup=warmup)
+    rest = 1 - warmup
+    rates = [schedule.at(warmup + rest * part)[0] for part in (0, 1 / 3, 1 / 2, 2 / 3)]
+    assert rates == pytest.approx([0.3, 0.3 * 0.75, 0.3 / 2, 0.3 * 0.25])
+
+
 @pytest.mark.parametrize("kind", ["sgd", "nesterov", "adamw"])
 def test_updates_are_torchs_and_biases_need_not_decay(kind: str) -> None:
     torch.manual_seed(0)
