@@ -116,6 +116,7 @@ def test_averages_are_torchs() -> None:
         updater.backward(loss := network(torch.randn(8, 4)).square().sum())
         updater.apply(loss, step, torch.arange(8).numpy())
         theirs.update_parameters(network)
+    assert not any(parameter.requires_grad for parameter in updater.network_for_eval.parameters())
     for own, other in zip(
         updater.network_for_eval.state_dict().values(),
         theirs.module.state_dict().values(),
@@ -145,6 +146,26 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int) -> None:
         found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
     for whole, part in zip(*found, strict=True):
         assert torch.allclose(whole, part, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "least"), [("alexnetbn", 2), ("alexnetowt", 1)])
+@pytest.mark.parametrize("count", [2, 3, 7, 8])
+def test_no_part_of_a_short_batch_is_too_small_for_batch_norm(
+    name: str, least: int, count: int
+) -> None:
+    network = model.create(name, 5, 32).train()
+    planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+    updater = Updater(network, make_optimizer(network), planned, Ranks())
+    seen: list[int] = []
+    network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    updater.begin(0)
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    labels = torch.zeros(count, dtype=torch.long)
+    step = Step(torch.device("cpu"), seed=1, accumulate=4)
+    main.gradients(step, network, updater, Criterion(), images, labels, count, 0)
+    assert sum(seen) == count
+    assert len(seen) == min(4, count // least)
+    assert max(seen) - min(seen) <= 1
 
 
 def test_the_loss_is_torchs_and_of_all_heads() -> None:
