@@ -62,6 +62,13 @@ def test_a_rate_alone_holds_and_a_warm_up_leads_to_it() -> None:
     assert [regime.at(share)[0] for share in (0, 0.4)] == [0.3, 0.15]
 
 
+def test_one_cycle_has_torchs_first_highest_and_last_rate() -> None:
+    # OneCycleLR's defaults: 1/25 at first, the whole after 30 %, 1/25 of 1/10,000 at last.
+    schedule = make_schedule(lr=0.4, weight_decay=0, first=1, kind="onecycle")
+    rates = [schedule.at(share)[0] for share in (0, 0.3, 1)]
+    assert rates == pytest.approx([0.4 / 25, 0.4, 0.4 / 25 / 1e4])
+
+
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.25])
 def test_a_cosine_takes_what_warming_up_leaves(warmup: float) -> None:
     schedule = make_schedule(lr=0.3, weight_decay=None, first=1, kind="cosine", warmup=warmup)
