@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from common import ROOT
 from rig import OPTIONS
 
+from base.errors import Refused
 from base.randomness import shuffled
 from loading.plan import Plan
 from run import checkpoint
+from training.ranks import _refuse_shared_gpu
 
 CHILD = ROOT / "tests" / "support" / "parity_child.py"
 FILES = ["--netType", "alexnetbn", *OPTIONS[2:], "--dataset", "folder", "--nThreads", "1"]
@@ -209,3 +212,24 @@ def test_main_starts_its_ranks_itself(tmp_path: Path) -> None:
     assert "32 of 35 training" in result.stdout
     log = (tmp_path / "synthetic" / "ninbn" / "log.jsonl").read_text()
     assert json.loads(log)["step"] == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_ranks_with_one_gpu_are_refused(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No GPU is needed: what torch says of one, and what the other ranks send, stand here.
+    device = torch.device("cuda", 1)
+    one = types.SimpleNamespace(uuid="GPU-1")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: one)
+
+    def answered(keys: torch.Tensor) -> None:
+        assert keys[[0, 1]].eq(0).all()
+        keys[0], keys[1] = 1, keys[2] if shared else 2
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", answered)
+    if shared:
+        with pytest.raises(Refused, match="ranks 2 and 1 have the same GPU, cuda:1: start fewer"):
+            _refuse_shared_gpu(device, 2, 3)
+    else:
+        _refuse_shared_gpu(device, 2, 3)
+    monkeypatch.setattr(torch.distributed, "all_reduce", None)
+    _refuse_shared_gpu(torch.device("cpu"), 2, 3)
