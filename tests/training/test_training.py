@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rig
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 import main
 import model
 from base import archive
-from base.errors import Refused
+from base.errors import Failed, Refused
 from models.recompute import recompute
 from run import checkpoint
 from training.metrics import Criterion
@@ -153,6 +154,44 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts: int) -> None:
         found.append([loss, *(parameter.grad.clone() for parameter in network.parameters())])
     for whole, part in zip(*found, strict=True):
         assert torch.allclose(whole, part, rtol=1e-9, atol=1e-12)
+
+
+def test_the_loss_is_the_mean_over_this_rank_s_own_images() -> None:
+    torch.manual_seed(0)
+    network = model.create("alexnetowt", 5, 32).eval()
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, 5, (6,))
+    planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+    updater = Updater(network, make_optimizer(network), planned, Ranks())
+    updater.begin(0)
+    # Of a batch of 18 over three ranks, here in two parts.
+    step = Step(torch.device("cpu"), seed=1, accumulate=2)
+    loss, logits = main.gradients(step, network, updater, Criterion(), images, labels, 18, 0)
+    assert loss.item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    gradient = next(network.parameters()).grad.clone()
+    network.zero_grad()
+    (nn.functional.cross_entropy(network(images), labels) / 3).backward()
+    assert torch.allclose(gradient, next(network.parameters()).grad, atol=1e-6)
+
+
+def test_the_third_bad_step_in_a_row_ends_the_run_and_a_good_one_forgives() -> None:
+    network = nn.Linear(4, 2)
+    planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+    updater = Updater(network, make_optimizer(network), planned, Ranks())
+
+    def apply(*values: float) -> None:
+        for number, value in enumerate(values):
+            updater.begin(0)
+            updater.backward(loss := network(torch.full((3, 4), value)).square().sum())
+            updater.apply(loss, number, np.arange(3))
+        updater.settle()
+
+    nan = math.nan
+    apply(nan, nan, 1.0, nan, nan, 1.0)
+    assert (updater.skipped, updater.in_a_row) == (4, 0)
+    apply(nan, nan)
+    with pytest.raises(Failed, match="not finite in 3 steps in a row"):
+        apply(nan)
 
 
 @pytest.mark.parametrize(("name", "least"), [("alexnetbn", 2), ("alexnetowt", 1)])
