@@ -373,3 +373,11 @@ def test_our_average_pool_has_the_windows_of_torchs(sizes: tuple[int, int]) -> N
     images = torch.randn(2, 3, length, 4, generator=torch.Generator().manual_seed(1))
     expected = nn.functional.adaptive_avg_pool2d(images, (cells, 4))
     torch.testing.assert_close(_pool_rows(images, cells), expected)
+
+
+def test_a_network_knows_the_size_of_images_and_of_their_parts() -> None:
+    with torch.device("meta"):
+        spec = create("alexnetbn", 3, 28, image_size=32).spec
+        assert (spec.image_size, spec.crop_size, spec.classes) == (32, 28, ("0", "1", "2"))
+        spec = create("alexnetbn", ["a", "b"], 28).spec
+        assert (spec.image_size, spec.crop_size, spec.classes) == (28, 28, ("a", "b"))

@@ -25,7 +25,7 @@ from training.metrics import Criterion
 from training.ranks import Ranks
 from training.schedule import KINDS, make_schedule
 from training.step import Step
-from training.updater import Updater, flatten_buffers, make_optimizer
+from training.updater import Updater, _average_all, flatten_buffers, make_optimizer
 
 STEPS = 1000
 
@@ -192,6 +192,35 @@ def test_the_third_bad_step_in_a_row_ends_the_run_and_a_good_one_forgives() -> N
     apply(nan, nan)
     with pytest.raises(Failed, match="not finite in 3 steps in a row"):
         apply(nan)
+
+
+def test_a_scaled_loss_updates_as_an_unscaled_one() -> None:
+    weights = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        planned = make_schedule(lr=0.1, weight_decay=0, first=0)
+        updater = Updater(network, make_optimizer(network), planned, Ranks(), scaled=scaled)
+        for step in range(4):
+            updater.begin(0)
+            images = torch.linspace(-1, 1, 32).view(8, 4) * (step + 1)
+            updater.backward(loss := network(images).pow(3).sum())
+            updater.apply(loss, step, np.arange(8))
+        weights.append(torch.cat([value.flatten() for value in network.parameters()]))
+    # Scales are powers of two: they round nothing.
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_averages_on_a_gpu_are_those_of_a_cpu(share: float) -> None:
+    own = [torch.zeros(3), torch.tensor(5), torch.ones(2, 2)]
+    new = [torch.tensor([4.0, 8.0, -4.0]), torch.tensor(7), torch.full((2, 2), 3.0)]
+    expected = [old.lerp(value, share) for old, value in zip(own, new, strict=True) if old.dim()]
+    _average_all(own, new, torch.tensor(share))
+    assert torch.equal(own[0], expected[0])
+    assert torch.equal(own[2], expected[1])
+    # Counts are taken as they are.
+    assert own[1] == new[1] == 7
 
 
 @pytest.mark.parametrize(("name", "least"), [("alexnetbn", 2), ("alexnetowt", 1)])
