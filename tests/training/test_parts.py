@@ -1,0 +1,96 @@
+"""What ranks and GPUs need of a network does what torch's own does, tried in one process."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from training.batchnorm import SyncBatchNorm, synchronise
+from training.compiled import Compiled
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.3, None])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3, 5, 4), (6, 3)])
+def test_batch_norm_over_one_rank_is_torchs(
+    momentum: float | None, affine: bool, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One rank's sums are the sums of all.
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
+    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    norms = [kind(3, momentum=momentum, affine=affine) for _ in range(2)]
+    if affine:
+        torch.manual_seed(0)
+        nn.init.normal_(norms[0].weight)
+        nn.init.normal_(norms[0].bias)
+        norms[1].load_state_dict(norms[0].state_dict())
+    ours = synchronise(nn.Sequential(norms[1]), torch.device("cpu"))[0]
+    assert type(ours) is SyncBatchNorm
+    for batch in range(3):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(batch)) * 2 + 1
+        given = [images.clone().requires_grad_() for _ in range(2)]
+        found = [norm(value) for norm, value in zip(norms, given, strict=True)]
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+        for value in found:
+            value.pow(3).sum().backward()
+        torch.testing.assert_close(given[0].grad, given[1].grad, atol=1e-4, rtol=1e-4)
+        for name, value in norms[0].state_dict().items():
+            torch.testing.assert_close(value, norms[1].state_dict()[name], atol=1e-6, rtol=1e-5)
+    for norm in norms:
+        norm.eval()
+    torch.testing.assert_close(norms[0](images), norms[1](images), atol=1e-5, rtol=1e-5)
+
+
+def test_batch_norm_of_ranks_with_gpus_is_torchs_own() -> None:
+    network = synchronise(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), torch.device("cuda"))
+    assert type(network[0]) is nn.SyncBatchNorm
+
+
+class Heads(nn.Module):
+    """Twice the images, and with heads three times as well; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor, heads: bool = False) -> Any:
+        self.calls += 1
+        return (2.0 * images, 3.0 * images) if heads else 2.0 * images
+
+
+def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {}
+    replayed: list[torch.Tensor] = []
+
+    def compile_(module: nn.Module, **more: Any) -> Any:
+        """Return what a CUDA graph is like: its results lie in the same place each time."""
+        settings.update(more)
+
+        def graph(images: torch.Tensor, heads: bool) -> Any:
+            found = module(images, heads=heads)
+            values = found if heads else (found,)
+            if len(replayed) < len(values):
+                replayed[:] = [torch.empty_like(value) for value in values]
+            for place, value in zip(replayed, values, strict=False):
+                place.copy_(value)
+            return tuple(replayed) if heads else replayed[0]
+
+        return graph
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    network = Compiled(Heads())
+    assert settings == {"mode": "reduce-overhead", "dynamic": False}
+    first, second = torch.full((4, 2), 1.0), torch.full((4, 2), 5.0)
+    kept = network(first, heads=True)
+    again = network(second, heads=True)
+    for factor, one, other in zip((2.0, 3.0), kept, again, strict=True):
+        assert torch.equal(one, factor * first)
+        assert torch.equal(other, factor * second)
+    alone = network(first)
+    network(second)
+    assert torch.equal(alone, 2 * first)
+    # A batch of another size goes without the graph.
+    places = [place.clone() for place in replayed]
+    assert torch.equal(network(torch.ones(3, 2)), torch.full((3, 2), 2.0))
+    assert all(torch.equal(*pair) for pair in zip(places, replayed, strict=True))
