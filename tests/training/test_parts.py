@@ -8,6 +8,9 @@ from torch import nn
 
 from training.batchnorm import SyncBatchNorm, synchronise
 from training.compiled import Compiled
+from training.ranks import Ranks
+from training.replicas import Replicas
+from training.step import Step
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])
@@ -94,3 +97,53 @@ def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPat
     places = [place.clone() for place in replayed]
     assert torch.equal(network(torch.ones(3, 2)), torch.full((3, 2), 2.0))
     assert all(torch.equal(*pair) for pair in zip(places, replayed, strict=True))
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_a_step_computes_in_its_precision(precision: torch.dtype | None) -> None:
+    step = Step(torch.device("cpu"), precision=precision)
+    with step.autocast():
+        product = torch.ones(4, 4) @ torch.ones(4, 4)
+    assert product.dtype == (precision or torch.float32)
+    # Nothing of it stays.
+    assert (torch.ones(4, 4) @ torch.ones(4, 4)).dtype == torch.float32
+
+
+def test_dropout_is_drawn_by_seed_step_part_and_rank() -> None:
+    def drawn(step: Step, number: int, part: int) -> float:
+        step.reseed(number, part)
+        return torch.rand(1).item()
+
+    cpu = torch.device("cpu")
+    cases = [
+        (seed, rank, number, part)
+        for seed in (0, 1)
+        for rank in (0, 1)
+        for number in (0, 1)
+        for part in (0, 1)
+    ]
+    for _ in range(2):
+        values = [
+            drawn(Step(cpu, Ranks(rank, 2), seed), number, part)
+            for seed, rank, number, part in cases
+        ]
+        assert len(set(values)) == len(cases)
+        torch.rand(7)
+    again = [
+        drawn(Step(cpu, Ranks(rank, 2), seed), number, part) for seed, rank, number, part in cases
+    ]
+    assert again == values
+
+
+@pytest.mark.parametrize("least", [None, 2])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 11])
+def test_gpus_share_a_batch_evenly_and_none_has_too_little(least: int | None, count: int) -> None:
+    replicas = Replicas(nn.Identity(), [0, 1, 2, 3], **({"least": least} if least else {}))
+    images = torch.arange(count)
+    for training, smallest in ((True, least or 1), (False, 1)):
+        replicas.train(training)
+        shares = replicas.shares(images)
+        sizes = [len(share) for share in shares]
+        assert torch.equal(torch.cat(shares), images)
+        assert len(sizes) == max(1, min(4, count // smallest))
+        assert max(sizes) - min(sizes) <= 1
