@@ -66,7 +66,7 @@ class Finder:
         parts = stored.replace("\\", "/").split("/")
         name, above = parts[-1], parts[-2] if len(parts) > 1 else ""
         root, long = self.data_dir, f"ILSVRC2012_img_{self.part}"
-        yield stored if os.path.isabs(stored) else os.path.join(root, stored)
+        yield os.path.join(root, stored)  # itself, where it is absolute
         yield os.path.join(root, self.part, above, name)
         yield os.path.join(root, long, above, name)
         yield os.path.join(root, long, name)

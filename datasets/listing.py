@@ -207,7 +207,7 @@ def _is_whole(classes: list[str], listing: Listing) -> bool:
     starts, text = ends - lengths, blob.tobytes()
     if (blob[starts] == ord("/")).any() or b"\0" in text:
         return False
-    return b"../" not in text or not any(".." in name.split("/") for name in listing.names)
+    return b".." not in text or not any(".." in name.split("/") for name in listing.names)
 
 
 def write(path: Path, root: str, classes: list[str], listing: Listing) -> None:

@@ -241,3 +241,11 @@ def test_a_run_that_was_moved_is_where_it_was_found(tmp_path: Path) -> None:
     where = ["--dataset", "mnist", "--expDir", str(tmp_path / "b"), "--expID", "r"]
     again = opts.parse([*where, "--continue"])
     assert (again.expDir, again.folder) == (str(tmp_path / "b"), tmp_path / "b" / "mnist" / "r")
+
+
+@pytest.mark.parametrize("name", ["continue", "overwrite", "test"])
+def test_what_acts_once_has_no_opposite(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        opts.parse([f"--no-{name}"])
+    assert f"unknown option --no-{name}" in capsys.readouterr().err
+    assert opts.parse(["--dataset", "mnist", "--no-nesterov"]).nesterov is False

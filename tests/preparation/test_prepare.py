@@ -218,6 +218,28 @@ def test_each_fault_of_an_archive_of_imagenet_is_named(
         assert f"'{count}' is not CLASSES:TRAIN:VAL" in said(count)
 
 
+PARTS = {
+    ("train", "val"): "a run: python main.py --dataset folder --data_dir {where}\n",
+    ("train",): "a run: python main.py --dataset folder --data_dir {where} --valShare 0.1, "
+    "for there is no val/\n",
+    ("",): "a run: python main.py --dataset folder --data_dir {where} --valShare 0.1\n",
+    ("val",): "--data_dir {where} --test --retrain FILE tests weights on it; there is no train/\n",
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_info_says_how_to_train_on_what_is_there(
+    parts: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in parts:
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / part / name / f"{number}.jpg").write_bytes(jpeg(number))
+    prepare.main(["info", "--data_dir", str(tmp_path)])
+    assert PARTS[parts].format(where=tmp_path) in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("400MB", 400 * 10**6), ("1.5 GB", 1500 * 10**6), ("7kB", 7000), ("7KB", 7000)],
