@@ -128,3 +128,12 @@ def test_a_file_whose_size_is_not_told_is_read_whole() -> None:
     assert b"voluntary_ctxt_switches" in text
     with pytest.raises(ValueError, match="more than the 10 bytes allowed"):
         read_bytes("/proc/self/status", 10)
+
+
+def test_a_file_of_more_than_256_mebibytes_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    # It takes no room on the disk.
+    os.truncate(path, (256 << 20) + 1)
+    with pytest.raises(ValueError, match="268435456"):
+        read_text(path)

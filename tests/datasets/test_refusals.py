@@ -298,3 +298,18 @@ def test_metadata_that_cannot_be_right_is_refused_by_its_place(name: str, tmp_pa
         spoil(file)
     with refused_with(pattern):
         dbcollection.open_part("cifar10", str(path), None, "train", "ram")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_names_beside_the_files_win_over_titles_within(told: bool, tmp_path: Path) -> None:
+    members = []
+    for name, label, title in (("a", 0, "house cat"), ("b", 1, ""), ("c", 1, "hound")):
+        about = json.dumps({"label_name": title} if title else {}).encode()
+        members += [(f"{name}.png", png()), (f"{name}.cls", str(label).encode())]
+        members += [(f"{name}.json", about)]
+    where = tar(tmp_path / "s", members)
+    if told:
+        (where / "classes.txt").write_text("cat\ndog\n")
+    images = opened("shards", where)
+    assert images.classes == (["cat", "dog"] if told else ["house cat", "hound"])
+    assert images.labels.tolist() == [0, 1, 1]
