@@ -30,7 +30,8 @@ def spoil(path: Path, pick: random.Random) -> None:
         path.unlink()
         path.symlink_to("nowhere.jpg")
     else:
-        Image.new("RGB", (8, 8)).save(path, "GIF")
+        # An image of a kind that is not read.
+        Image.new("RGB", (8, 8)).save(path, "PPM")
 
 
 def run(trials: int = 20, seed: int = 1) -> dict[str, Any]:
