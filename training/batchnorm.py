@@ -58,16 +58,17 @@ class SyncBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics towards this batch's. mean, variance: (C,); count: (1,)."""
+        # All three are there, or none.
         if self.running_mean is None or self.running_var is None:
             return
-        share = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            # As torch: without a momentum the mean of all batches so far.
-            share = 1 / self.num_batches_tracked.item() if share is None else share
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        # As torch: without a momentum the mean of all batches so far.
+        tracked = self.num_batches_tracked
+        share = 1 / tracked.item() if self.momentum is None else self.momentum
         unbiased = variance * count / (count - 1).clamp_min(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share or 0.0)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share or 0.0)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
 
 
 def synchronise(network: nn.Module, device: torch.device) -> nn.Module:

@@ -15,7 +15,6 @@ from torch import nn
 
 from model import create
 from models import OURS
-from tests.models.test_model import TWINS
 
 
 def words(network: nn.Module) -> str:
@@ -210,12 +209,14 @@ def test_inception2_is_whole_from_its_own_sizes_on() -> None:
         assert words(create("inception2", 10, 223)) == text
 
 
-@pytest.mark.parametrize("name", sorted(TWINS))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, entry in OURS.items() if entry.torchvision_name)
+)
 def test_a_twin_s_layers_are_torchvision_s(name: str) -> None:
     with torch.device("meta"):
         ours = create(name, 10, 224)
         more = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
-        theirs = getattr(torchvision.models, TWINS[name])(num_classes=10, **more)
+        theirs = getattr(torchvision.models, OURS[name].torchvision_name)(num_classes=10, **more)
 
     def known(network: nn.Module) -> list[str]:
         # torchvision calls ReLU as a function in places.
