@@ -206,7 +206,7 @@ def changed(text: str, mutant: Mutant) -> str:
     return new.decode()
 
 
-def drawn(trials: int, seed: int, only: list[str]) -> list[Mutant]:
+def drawn(trials: int, seed: int) -> list[Mutant]:
     """Draw changes: at least LEAST a module, the rest by how many there are.
 
     A key decides about each, so code that is changed elsewhere draws no others.
@@ -222,7 +222,7 @@ def drawn(trials: int, seed: int, only: list[str]) -> list[Mutant]:
     rest.sort(key=itemgetter(0))
     chosen += rest[: max(0, trials - len(chosen))]
     chosen.sort(key=itemgetter(0))
-    return [mutant for _, mutant in chosen if not only or mutant.file.startswith(tuple(only))]
+    return [mutant for _, mutant in chosen]
 
 
 def rank(seed: int, key: str) -> str:
@@ -496,9 +496,10 @@ def equivalents() -> dict[str, str]:
 
 
 def write(found: dict[str, Any], every: list[Mutant]) -> None:
-    """Write what was found, and how many of those that were drawn it is."""
-    judged = sum(mutant.key in found for mutant in every)
-    value = {"drawn": len(every), "judged": judged, **table(found), "mutants": found}
+    """Write what was found, also of earlier draws; the figures are of those drawn now alone."""
+    judged = {mutant.key: found[mutant.key] for mutant in every if mutant.key in found}
+    figures = {"drawn": len(every), "judged": len(judged), **table(judged)}
+    value = {**figures, "mutants": found}
     RESULTS.write_text(json.dumps(value, indent=1) + "\n")
 
 
@@ -534,8 +535,9 @@ def main() -> None:
     there = {mutant.key for path in modules() for mutant in mutants(path)}
     found = {key: one for key, one in known.get("mutants", {}).items() if key in there}
     done = {key for key, one in found.items() if one["verdict"] == "killed"} | set(equivalents())
-    every = drawn(arguments.trials, arguments.seed, arguments.only)
-    chosen = [mutant for mutant in every if mutant.key not in done]
+    every = drawn(arguments.trials, arguments.seed)
+    only = tuple(arguments.only) or ("",)
+    chosen = [m for m in every if m.key not in done and m.file.startswith(only)]
     print(f"{len(every)} drawn, {len(chosen)} to run", flush=True)
     end = time.monotonic() + 3600 * arguments.hours
     tests = Map(**json.loads(arguments.map.read_text()))
@@ -571,9 +573,10 @@ def main() -> None:
             print(f"{test} fails unchanged: what it killed is judged again", flush=True)
             found = {key: one for key, one in found.items() if one.get("by") != test}
         write(found, every)
-    result = table(found)
-    result.pop("modules")
-    print(json.dumps(result, indent=1))
+    result = json.loads(RESULTS.read_text())
+    print(
+        json.dumps({k: v for k, v in result.items() if k not in ("modules", "mutants")}, indent=1)
+    )
 
 
 if __name__ == "__main__":
