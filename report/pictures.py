@@ -216,7 +216,7 @@ def _confusion_figure(count: int) -> tuple[Figure, Axes, Axes | None]:
 def _name_classes(axes: Axes, classes: Sequence[str], counts: Sequence[int]) -> None:
     """Write the names of the classes at rows, with their images, and at columns."""
     count = len(classes)
-    size = 9 if count <= MAX_NUMBERED else max(4.5, min(9.0, 640 / count))
+    size = max(4.5, min(9.0, 640 / count))
     names = [shortened(name) for name in classes]
     axes.set_xticks(range(count), names, rotation=90, fontsize=size, parse_math=False)
     rows = [f"{name}  ({images})" for name, images in zip(names, counts, strict=True)]

@@ -104,3 +104,29 @@ def test_preparing_is_stopped_with_nothing_half_written(tmp_path: Path) -> None:
         assert "Traceback" not in said
         assert said.splitlines()[-1] == "prepare.py: stopped by SIGINT"
     assert not list(out.rglob(".*"))
+
+
+SLOW_TO_LEAVE = """
+import os, signal, time
+from base import errors
+
+for number in errors.STOPPING:
+    signal.signal(number, errors.leave_at_once)
+with errors.clear_errors():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    finally:
+        print("cleaning up", flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+        print("cleaned up", flush=True)
+"""
+
+
+def test_a_second_signal_does_not_wait_for_cleaning_up() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SLOW_TO_LEAVE], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout == "cleaning up\n"
+    assert result.returncode == -signal.SIGTERM

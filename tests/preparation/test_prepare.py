@@ -303,7 +303,7 @@ def test_a_check_finds_bad_and_changed_images(
 
 
 def test_a_shrunk_copy_is_a_folder_like_any_other(
-    tmp_path: Path, photographs: list[np.ndarray]
+    tmp_path: Path, photographs: list[np.ndarray], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     (source / "train" / "a").mkdir(parents=True)
@@ -311,6 +311,7 @@ def test_a_shrunk_copy_is_a_folder_like_any_other(
     Image.fromarray(photographs[0]).save(source / "train" / "a" / "large.JPEG", quality=95)
     Image.fromarray(photographs[1][:90, :120]).save(source / "train" / "b" / "small.png")
     (source / "train" / "b" / "bad.jpg").write_bytes(b"no image")
+    said = []
     for _ in range(2):  # a second time nothing is done anew
         with pytest.raises(SystemExit) as stop:
             prepare.main(
@@ -327,6 +328,12 @@ def test_a_shrunk_copy_is_a_folder_like_any_other(
                 ]
             )
         assert stop.value.code == 1
+        said.append(capsys.readouterr().out)
+    good = [path for path in source.rglob("*.*") if path.stem != "bad"]
+    megabytes = [sum(path.stat().st_size for path in good) / 1e6]
+    megabytes.append(sum((out / path.relative_to(source)).stat().st_size for path in good) / 1e6)
+    sizes = "2 images, {:.1f} MB became {:.1f} MB in".format(*megabytes)
+    assert all(sizes in one for one in said)
     assert decode.size((out / "train" / "a" / "large.JPEG").read_bytes()) == (191, 128)
     assert (out / "train" / "b" / "small.png").read_bytes() == (
         source / "train" / "b" / "small.png"
@@ -353,6 +360,18 @@ def test_info_takes_sizes_from_the_manifest(
     assert "33 images" in before.out
     assert "of 24 looked at: shorter side 24 to 24" in said.out
     assert said.err == ""
+
+
+def test_info_says_what_allows_an_image(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside.jpg").write_bytes(jpeg(1))
+    link = images / "train" / "class 0" / "link.jpg"
+    link.symlink_to(tmp_path / "outside.jpg")
+    prepare.main(["info", "--data_dir", str(images)])
+    said = capsys.readouterr().err
+    assert f"bad: {link}: a link to" in said
+    assert said.endswith(": --followLinks allows it\n")
 
 
 def test_the_words_of_a_class_are_shown(

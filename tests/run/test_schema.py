@@ -73,6 +73,8 @@ CHANGES = {
     "'x', which is no parameter's state": put(("updater", "optimizer", "x"), {}),
     "skipped is -1": put(("updater", "skipped"), -1),
     "averaged: body.0.weight is missing": drop("updater", "averaged", "body.0.weight"),
+    "scale is no tensor of one number": put(("updater", "scale"), torch.ones(2)),
+    "good is no tensor of one number": put(("updater", "good"), 3),
     "updates is 1.5": put(("updater", "updates"), 1.5),
     "epoch is -1": put(("progress", "epoch"), -1),
     "epoch is 'two'": put(("progress", "epoch"), "two"),

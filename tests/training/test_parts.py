@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
+from training import ranks
 from training.batchnorm import SyncBatchNorm, synchronise
 from training.compiled import Compiled
 from training.ranks import Ranks
@@ -147,3 +149,24 @@ def test_gpus_share_a_batch_evenly_and_none_has_too_little(least: int | None, co
         assert torch.equal(torch.cat(shares), images)
         assert len(sizes) == max(1, min(4, count // smallest))
         assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_gpu_needs_no_replicas() -> None:
+    replicas = Replicas(Heads(), [0])
+    images = torch.ones(3, 1)
+    assert torch.equal(replicas(images), 2 * images)
+    assert torch.equal(replicas(images, heads=True)[1], 3 * images)
+
+
+def test_a_late_pulse_loses_no_rank() -> None:
+    # A machine that is busy delays some of them.
+    assert ranks.SILENCE.total_seconds() >= 8 * ranks.PULSE
+
+
+def test_who_leaves_says_so_to_whoever_waits() -> None:
+    """Another rank that still tests must not take a rank that has finished for lost."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.distributed_c10d._get_default_store()
+    ranks.leave()
+    assert not dist.is_initialized()
+    assert store.get("pulse 0") == ranks.LEFT
