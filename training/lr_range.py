@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 # From a rate that changes nothing to one that no network survives.
 FIRST_RATE, LAST_RATE = 1e-5, 10.0
 MAX_STEPS = 100
@@ -18,8 +20,11 @@ MAX_SECONDS = 45.0
 DIVERGED = 4.0
 # Of the exponential mean over the losses of steps, without its bias (as of Adam's moments).
 SMOOTHING = 0.9
-# Of the rate at which the loss is lowest, where it no longer falls.
-SHARE_OF_LOWEST = 0.1
+# Share of its fall that the loss has risen again where rates are too high, and the share of the
+# rate before that which is suggested.
+RISEN, SHARE = 0.1, 0.2
+# A fall of fewer standard deviations is chance.
+MIN_DEVIATIONS = 8.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,31 @@ class RangeTest:
 
     @property
     def suggestion(self) -> float | None:
-        """A highest rate for a run, two digits; None where the loss never fell."""
+        """A highest rate for a run, two digits; None where the loss never fell.
+
+        Where the loss is lowest is chance on a flat bottom: what counts is where it rises again.
+        """
         smoothed = self.smoothed
-        # A loss that only rises was lowest at the beginning.
-        if len(smoothed) < MIN_STEPS // 2 or min(smoothed) > 0.95 * smoothed[0]:
+        if len(smoothed) < MIN_STEPS // 2:
             return None
-        lowest = self.rates[smoothed.index(min(smoothed))]
-        return float(f"{SHARE_OF_LOWEST * lowest:.1e}")
+        count = max(1, len(smoothed) // 10)
+        lowest = min(smoothed[count:])
+        fall = float(np.mean(self.losses[:count])) - lowest
+        if not fall > MIN_DEVIATIONS * self._deviation():
+            return None
+        last = smoothed.index(lowest, count)
+        while last + 1 < len(smoothed) and smoothed[last + 1] <= lowest + RISEN * fall:
+            last += 1
+        return float(f"{SHARE * self.rates[last]:.1e}")
+
+    def _deviation(self) -> float:
+        """Return the standard deviation of the smoothed loss, by how the loss of the first third of
+        the steps changes from one to the next: rates are low there.
+        """
+        first = self.losses[: max(3, len(self.losses) // 3)]
+        of_one = float(np.diff(first).std()) / math.sqrt(2)
+        # An exponential mean's share of its summands' deviation.
+        return of_one * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
 
 
 def smooth(losses: Sequence[float]) -> list[float]:

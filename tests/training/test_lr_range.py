@@ -5,6 +5,7 @@ import itertools
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rig
 from rig import make_images, on_folder
@@ -40,19 +41,62 @@ def test_the_mean_of_losses_is_adams_without_bias() -> None:
     assert smooth([1.0, 2.0])[1] == pytest.approx((0.9 * 1 + 2) / 1.9)
 
 
-def test_the_suggestion_is_a_tenth_of_where_the_loss_is_lowest() -> None:
-    rates = [FIRST_RATE * 10 ** (number / 16) for number in range(97)]
-    # A valley around a rate of 0.1.
-    losses = [1 + abs(math.log10(rate) + 1) for rate in rates]
-    found = RangeTest(rates, losses).suggestion
+RATES = [FIRST_RATE * 10 ** (number / 16) for number in range(97)]
+
+
+def valley(floor: float, lowest: float, rises: float) -> list[float]:
+    """Losses that fall from 3 in proportion to the logarithm of the rate, are at `floor` from the
+    rate `lowest` on, and rise as they fell from the rate `rises` on.
+    """
+    slope = (3 - floor) / math.log10(lowest / FIRST_RATE)
+    return [
+        floor + slope * max(0.0, math.log10(lowest / rate), math.log10(rate / rises))
+        for rate in RATES
+    ]
+
+
+@pytest.mark.parametrize(("lowest", "rises"), [(0.1, 0.1), (0.001, 0.1), (0.01, 1.0)])
+def test_the_suggestion_is_a_fifth_of_where_the_loss_rises_again(
+    lowest: float, rises: float
+) -> None:
+    losses = valley(1.0, lowest, rises)
+    found = RangeTest(RATES, losses).suggestion
     assert found is not None
-    # The mean lags behind by some steps.
-    assert 0.01 <= found <= 0.05
-    assert RangeTest(rates, [2.0 + number for number in range(97)]).suggestion is None
+    # The mean lags behind by some steps, and 16 are a factor of 10.
+    assert 0.2 * rises <= found <= 0.2 * rises * 16
+    # By the formula: the last rate of the flat part at which it has risen by a tenth of its fall.
+    smoothed = smooth(losses)
+    fall = np.mean(losses[:9]) - min(smoothed)
+    low = [r for r, s in zip(RATES, smoothed, strict=True) if s <= min(smoothed) + 0.1 * fall]
+    assert found == pytest.approx(0.2 * low[-1], rel=0.05)
+
+
+def test_a_flat_bottom_is_not_left_by_chance() -> None:
+    """The lowest of all is early, by 0.001, and the loss is as low for two decades more."""
+    losses = valley(1.0, 0.001, 0.1)
+    early = next(number for number, rate in enumerate(RATES) if rate > 0.002)
+    dented = [loss - 0.01 * (number == early) for number, loss in enumerate(losses)]
+    assert RangeTest(RATES, dented).suggestion == RangeTest(RATES, losses).suggestion
+
+
+def test_a_fall_that_is_chance_suggests_nothing() -> None:
+    drawn = np.random.default_rng(0)
+    nothing = [
+        RangeTest(RATES, [*(3 + 0.1 * drawn.standard_normal(97))]).suggestion is None
+        for _ in range(200)
+    ]
+    assert sum(nothing) >= 190
+    # The same noise, and a fall of 4 %.
+    slow = np.linspace(3, 2.88, 97) + 0.01 * drawn.standard_normal(97)
+    assert RangeTest(RATES, [*slow]).suggestion == pytest.approx(0.2 * RATES[-1], rel=0.05)
+    assert RangeTest(RATES, [2.0 + number for number in range(97)]).suggestion is None
+
+
+def test_a_test_that_ends_early_may_say_too_little() -> None:
     # Half of the fewest steps are enough to say something, one less is not.
     falling = [3.0 * 0.5**number for number in range(MIN_STEPS // 2)]
-    assert RangeTest(rates[: len(falling)], falling).suggestion is not None
-    assert RangeTest(rates[: len(falling) - 1], falling[:-1]).suggestion is None
+    assert RangeTest(RATES[: len(falling)], falling).suggestion is not None
+    assert RangeTest(RATES[: len(falling) - 1], falling[:-1]).suggestion is None
 
 
 def test_a_loss_that_explodes_ends_the_test() -> None:
