@@ -29,7 +29,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
         saved.append(figure)
 
     monkeypatch.setattr(pictures, "save", keep)
-    yield saved
+    return saved
 
 
 def record(epoch: int, **more: Any) -> EpochRecord:
