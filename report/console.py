@@ -48,7 +48,8 @@ class Console:
         self.verbose = verbose
         self.bars = not (quiet or verbose) and sys.stderr.isatty()
         self.current: tqdm[Any] | None = None
-        self.rows = 0
+        # Whether the table's heading was said.
+        self.headed = False
         # Metrics that say nothing here: top-5 of few classes.
         self.hidden: set[str] = set()
 
@@ -104,9 +105,9 @@ class Console:
             return
         self._write_log(history)
         shown = {name: heading for name, heading in COLUMNS.items() if name not in self.hidden}
-        if self.rows == 0:
+        if not self.headed:
             self.say("  ".join(f"{heading:>11}" for heading in shown.values()))
-        self.rows += 1
+            self.headed = True
         self.say("  ".join(f"{_short(getattr(record, name)):>11}" for name in shown))
 
     def show_test(self, metrics: TestMetrics) -> None:
