@@ -48,9 +48,31 @@ def test_near_looks_are_those_that_differ_in_few_bits() -> None:
     assert len(expected) >= 40
 
 
+def test_only_looks_with_a_stretch_in_common_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All with all would take hours for a million images."""
+    sizes: list[int] = []
+    monkeypatch.setattr(duplicates, "_compare", lambda bucket, *_: sizes.append(len(bucket)))
+    draws = np.random.default_rng(2)
+    looks = [int(value) for value in draws.integers(0, 1 << 63, 4000)]
+    duplicates.find([see(str(n), 0, "a", str(n), look) for n, look in enumerate(looks)])
+    assert sum(size * (size - 1) // 2 for size in sizes) < 4000 * 3999 / 2 / 100
+
+
+@pytest.mark.parametrize("side", [20, 64, 127, 300])
+def test_a_look_is_the_perceptual_hash(side: int, photographs: list[np.ndarray]) -> None:
+    imagehash = pytest.importorskip("imagehash")
+    pixels = photographs[0][: side + 5, :side]
+    image = Image.fromarray(pixels)
+    # Of a large one every few pixels are one first.
+    factor = max(1, side // duplicates.LOOKED_AT)
+    wanted = imagehash.phash(image.reduce(factor) if factor > 1 else image)
+    assert duplicates.look_of(pixels) == int(str(wanted), 16)
+
+
 def test_a_hundred_blank_pages_are_no_pairs() -> None:
     images = [see(str(n), 0, "a", str(n), 0) for n in range(100)]
     assert duplicates.find(images) == []
+    assert len(duplicates.find(images[:2])) == 1
 
 
 def test_few_images_and_small_ones_are_told() -> None:
