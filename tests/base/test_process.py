@@ -1,5 +1,6 @@
 """No program ends in a traceback for its output's sake, and each is stopped in one line."""
 
+import io
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from common import ROOT
 from rig import make_images
+
+from base import process
 
 PROGRAMS = ["main.py", "predict.py", "export.py", "prepare.py", "compare.py"]
 
@@ -130,3 +133,11 @@ def test_a_second_signal_does_not_wait_for_cleaning_up() -> None:
     )
     assert result.stdout == "cleaning up\n"
     assert result.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("encoding", "kept"), [("latin-1", "latin-1"), (None, "utf-8")])
+def test_a_stream_keeps_its_encoding(encoding: str | None, kept: str) -> None:
+    before = None if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with process._stream(os.open(os.devnull, os.O_WRONLY), "standard output", before) as stream:
+        assert stream.encoding == kept
+        stream.write("caf\u00e9 \u65e5")

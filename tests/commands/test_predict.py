@@ -1,6 +1,8 @@
 """A weights file alone is enough to test it again and to name images."""
 
+import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,8 +13,11 @@ from PIL import Image
 from rig import make_images, on_folder
 
 import main
+import model
 import predict
 import prepare
+from datasets import given
+from datasets.images import Limits
 
 
 @pytest.fixture
@@ -124,3 +129,42 @@ def test_images_in_containers_are_predicted_as_files_are(
         answers.append([line.rpartition(".jpg: ")[2] for line in lines])
     assert len(answers[0]) == 6
     assert answers[1:] == [answers[0]] * 3
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("output", [Terminal, io.StringIO])
+def test_five_classes_are_said_and_many_images_summed_up_on_a_terminal(
+    count: int, output: type[io.StringIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = model.create("resnet9xs", [f"c{number}" for number in range(7)], 32).eval()
+    monkeypatch.setattr(model, "load", lambda _: network)
+    for number in range(count):
+        Image.new("RGB", (40, 40), (90 * number, 9, 9)).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    said = output()
+    monkeypatch.setattr("sys.stdout", said)
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["weights.pt", str(tmp_path)])
+    assert stop.value.code == 0
+    lines = said.getvalue().splitlines()
+    for number in range(count):
+        assert lines[number].startswith(f"{tmp_path / f'{number}.png'}: c")
+        assert lines[number].count("%") == 5
+    summed = count > 1 and output is Terminal
+    assert (len(lines) > count) is summed
+    assert not summed or lines[count + 1].startswith("class ")
+
+
+def test_what_is_left_out_of_a_folder_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "notes.heic").write_text("no image")
+    (found,) = given.sources([str(tmp_path)], Limits())
+    assert len(found) == 1
+    assert re.fullmatch(rf"{tmp_path}.*1 .*\n", capsys.readouterr().err)

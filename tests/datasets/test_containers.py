@@ -29,6 +29,7 @@ from rig import make_images
 import data
 from base.errors import Refused
 from datasets import containers, parquet, parts
+from datasets import zipped as zip_files
 from datasets.braces import expand
 from datasets.images import FileImages, Limits
 
@@ -599,6 +600,16 @@ def test_a_zip_file_is_read_as_the_folder_is(method: int, above: str, tmp_path: 
         assert list(packed.names) == list(own.names)
         assert packed.left_out == own.left_out
         assert packed.read(1, 7) == own.read(1, 7)
+
+
+def test_what_is_no_folder_is_not_scanned(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "d.zip", make_images(tmp_path / "d", 3), zipfile.ZIP_STORED, "")
+    (name,) = zip_files.tree(str(path)).folders["train/class 0"]
+    for other in (tmp_path / "none", path / "none", path / "train" / "class 0" / name):
+        with pytest.raises(NotADirectoryError):
+            zip_files.scan(str(other))
+        assert not zip_files.is_folder(str(other))
+    assert zip_files.is_folder(str(path / "train" / "class 0"))
 
 
 def test_a_zip_of_class_folders_is_split(tmp_path: Path) -> None:

@@ -135,16 +135,37 @@ def test_a_connection_that_breaks_off_is_gone_on_with(
     ]
 
 
+def test_a_connection_may_break_off_any_number_of_times_while_something_comes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large file over a bad line: only what brings nothing, again and again, is given up."""
+    received = remote._receive
+
+    def broken(*more: Any) -> Iterator[int]:
+        yield next(iter(received(*more)))
+        raise OSError("the cable is out")
+
+    monkeypatch.setattr(remote, "_receive", broken)
+    monkeypatch.setattr(remote, "BLOCK", 6000)
+    name = "train-000000.tar"
+    assert (SHARDS / name).stat().st_size > 6000 * (remote.TRIES + 2)
+    (path,) = copies(f"{server.address}/{name}", ".tar", cached(tmp_path))
+    assert Path(path).read_bytes() == (SHARDS / name).read_bytes()
+
+
 def test_what_came_before_a_failure_is_not_fetched_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "BLOCK", 20_000)
     received = remote._receive
-    blocks = 0
+    blocks = tries = 0
 
     def broken(*more: Any) -> Iterator[int]:
-        nonlocal blocks
+        nonlocal blocks, tries
         if blocks >= 3:
+            tries += 1
+            if tries > 20:
+                pytest.fail("it tries for ever")
             raise OSError("the cable is out")
         for count in received(*more):
             blocks += 1

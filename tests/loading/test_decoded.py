@@ -33,9 +33,10 @@ from data import KeptLoader, ResidentLoader
 from datasets import decoded, folder
 from datasets.decoded import Kept
 from loading import decode_once
+from loading.decoded import ResidentPixels
 from loading.pixel_folder import PixelFolder
 from loading.plan import BalancedPlan, Plan
-from transforms import Pipeline, Scaling
+from transforms import Pipeline, Scaling, Window
 
 CPU = torch.device("cpu")
 PLAIN = Scaling(20, True, 1, "bilinear")
@@ -359,6 +360,7 @@ import numpy as np
 from datasets import folder
 from loading.pixel_folder import PixelFolder
 from loading import decode_once
+from loading.decoded import ResidentPixels
 from transforms import Scaling
 decode_once.RECORD_EVERY = 0.02
 images = folder.open_folder(sys.argv[1], "train")
@@ -502,6 +504,24 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
         text = finish(command(images, out, "--continue", *more))
         assert "bit-for-bit identical" in text
         assert fingerprint(out) == wanted
+
+
+@pytest.mark.parametrize(
+    ("low", "plain"), [([3.0, 5.0], True), ([3.5, 5.0], False), ([3.0, 5.25], False)]
+)
+@pytest.mark.parametrize("size", [16, 20])
+def test_on_a_gpu_windows_between_pixels_are_resized(
+    low: list[float], plain: bool, size: int
+) -> None:
+    pixels = object.__new__(ResidentPixels)
+    sizes = (np.full(2, 40), np.full(2, 40))
+    pixels.kept = SimpleNamespace(sizes=lambda _: sizes)  # type: ignore[assignment]
+    pixels.starts = np.array([0, 1600])
+    box = np.array([[3.0, 5.0, 19.0, 21.0], [*low, low[0] + 16, low[1] + 16]])
+    layout = pixels.layout(Window(box, size), np.array([0, 1]), "bilinear")
+    # As many pixels as are asked for, from whole ones on: they are copied.
+    assert layout.plain is (plain and size == 16)
+    assert layout.regions[1, 0] == 1600
 
 
 def test_kept_pixels_are_part_of_what_bits_depend_on(tmp_path: Path) -> None:

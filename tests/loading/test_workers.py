@@ -79,6 +79,20 @@ def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) 
         signal.signal(signal.SIGALRM, before)
 
 
+def test_nothing_is_raised_where_no_batch_is_awaited_any_more() -> None:
+    """A step may take longer than a batch may."""
+    watch = WorkerWatch(lambda *_: None)
+    before = signal.signal(signal.SIGALRM, watch._on_alarm)
+    try:
+        with watch.guard(60, []):
+            assert watch.waiting
+            assert signal.getitimer(signal.ITIMER_REAL)[1] > 0
+        assert not watch.waiting
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_memory_files_and_threads_stay() -> None:
     result = soak.run(6)
     assert result["ended_well"]

@@ -4,6 +4,8 @@ reaches the disk.
 
 import io
 import os
+import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -231,6 +233,34 @@ def test_sigusr1_saves_and_goes_on_and_a_second_sigint_stops_now(tmp_path: Path)
     assert child.alive()
     child.kill(2)
     assert child.wait() in (130, -2)
+
+
+def test_a_run_goes_on_within_its_epoch_unless_its_batches_are_others(tmp_path: Path) -> None:
+    options = rig.options(tmp_path, "--nEpochs", "2", "--saveEvery", "1")
+    child = rig.Child(options)
+    while child.steps < 2:
+        time.sleep(0.005)
+    child.kill(signal.SIGTERM)
+    child.wait()
+    stopped = checkpoint.newest(rig.run_folder(tmp_path) / "checkpoints")
+    assert stopped is not None
+    assert stopped.progress.batch > 0
+    same = tmp_path / "same"
+    shutil.copytree(tmp_path / "synthetic", same / "synthetic")
+    text = rig.finish(rig.options(same, "--nEpochs", "2", "--continue"))
+    assert "this epoch is restarted" not in text
+    text = rig.finish(rig.options(tmp_path, "--nEpochs", "2", "--continue", "--batchSize", "8"))
+    assert "other batches than before: this epoch is restarted" in text
+
+
+@pytest.mark.parametrize(
+    ("every", "names"),
+    [("0", {"model_3.pt"}), ("-1", {"model.pt"}), ("2", {"model_2.pt", "model_3.pt"})],
+)
+def test_weights_of_epochs_are_kept_as_asked(every: str, names: set[str], tmp_path: Path) -> None:
+    rig.finish(rig.options(tmp_path, "--nEpochs", "3", "--snapshot", every))
+    found = {path.name for path in rig.run_folder(tmp_path).glob("*.pt")}
+    assert found - {"best.pt"} == names
 
 
 def test_options_given_anew_are_told_to_break_exactness(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ import main
 from base.errors import Refused
 from datasets import folds
 from datasets.fold import Fold
+from report import pictures
 from run import folds as crossed
+from run.signals import Stopped
 from training.metrics import suspected
 
 
@@ -113,6 +115,20 @@ def test_folds_that_were_stopped_go_on_with_the_command_that_is_printed(tmp_path
     assert (tmp_path / "synthetic" / "alexnetbn-folds" / "mistakes.csv").exists()
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_fold_is_announced_and_a_stop_says_how_all_go_on(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with crossed.announced(Fold(2, 5), "the command"):
+        pass
+    with pytest.raises(Stopped), crossed.announced(Fold(3, 5), "the command"):
+        raise Stopped(143)
+    said = capsys.readouterr()
+    assert said.out == ("\nfold 2/5\n\nfold 3/5\n" if rank == "0" else "")
+    assert said.err == ("all folds: the command\n" if rank == "0" else "")
+
+
 def left_out(path: Path, **changed: object) -> None:
     """Write what a fold of two images of two classes leaves, or something else."""
     values = {"paths": np.array(["a", "b"]), "labels": np.array([0, 1]), "worst": np.array([], int)}
@@ -134,6 +150,70 @@ def test_what_a_fold_left_is_looked_at(damage: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes().replace(b"x\0\0\0y", b"x\0\0\0z"))
     with pytest.raises(Refused, match="remove it, and give --continue"):
         crossed.join([path.parent], tmp_path / "out")
+
+
+@pytest.mark.parametrize("some_wrong", [True, False])
+def test_what_all_folds_say_is_one_table(
+    some_wrong: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sheets: list[tuple[np.ndarray, list[str]]] = []
+    monkeypatch.setattr(pictures, "sheet", lambda *given: sheets.append(given[:2]))
+    draws = np.random.default_rng(0)
+    every = []
+    for fold in (1, 2):
+        # 20 of each class, surely right; of the first fold four are wrong, of the second one.
+        labels = np.arange(40) % 2
+        scores = np.where(labels[:, None] == [0, 1], 0.99, 0.01).astype(np.float32)
+        wrong = np.array([3, 8, 9, 20] if fold == 1 else [5]) if some_wrong else np.array([], int)
+        scores[wrong] = scores[wrong, ::-1] + np.float32([0.001, -0.001]) * fold
+        pixels = draws.integers(0, 256, (len(wrong), 4, 4, 3), dtype=np.uint8)
+        paths = np.array([f"{fold}-{number}" for number in range(40)])
+        given = {"scores": scores, "labels": labels, "worst": wrong, "pixels": pixels}
+        left_out(tmp_path / f"run-{fold}" / "left_out.npz", paths=paths, **given)
+        every += [
+            (scores[row, labels[row]], f"{fold}-{row}", labels[row], scores[row, ::-1], shown)
+            for row, shown in zip(wrong, pixels, strict=True)
+        ]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mistakes.png").write_text("of other folds")
+    crossed.join([tmp_path / "run-1", tmp_path / "run-2"], out)
+    said = capsys.readouterr().out
+    assert rows_of(out / "folds.csv") == [
+        {"fold": "1", "images": "40", "top1": f"{90 if some_wrong else 100:.4f}", "run": "run-1"},
+        {"fold": "2", "images": "40", "top1": f"{97.5 if some_wrong else 100:.4f}", "run": "run-2"},
+    ]
+    mistakes = rows_of(out / "mistakes.csv")
+    every.sort(key=lambda mistake: mistake[0])
+    assert [row["path"] for row in mistakes] == [path for _, path, *_ in every]
+    # All are wrong surely enough for confident learning.
+    assert [row["confident"] for row in mistakes] == ["yes"] * len(every)
+    spread = np.std([90, 97.5], ddof=1)
+    told = f"top-1 93.75 +- {spread:.2f} %" if some_wrong else "top-1 100.00 +- 0.00 %"
+    assert f"2 folds: {told} of images that were left out; {len(every)} of 80 are taken" in said
+    assert (out / "mistakes.png").exists() is False or some_wrong
+    if some_wrong:
+        ((images, titles),) = sheets
+        every.sort(key=lambda mistake: mistake[:2])
+        assert np.array_equal(images, np.stack([mistake[4] for mistake in every]))
+        for (_, path, label, scores, _), title in zip(every, titles, strict=True):
+            of, taken = ("x", "y") if label == 0 else ("y", "x")
+            assert title == f"{path}\ntrue: {of}\nsaid: {taken} {100 * scores.max():.1f} %"
+
+
+def test_a_doubtful_mistake_is_not_called_confident(tmp_path: Path) -> None:
+    # Taken for the other class, but less surely than those that are of it.
+    scores = np.array([[0.9, 0.1], [0.1, 0.9], [0.45, 0.55]], np.float32)
+    for fold in (1, 2):
+        paths = np.array([f"{fold}-{number}" for number in range(3)])
+        given = {"scores": scores, "labels": np.array([0, 1, 0]), "paths": paths}
+        left_out(tmp_path / f"{fold}" / "left_out.npz", **given)
+    crossed.join([tmp_path / "1", tmp_path / "2"], tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "mistakes.csv")
+    assert [(row["path"], row["confident"]) for row in rows] == [("1-2", ""), ("2-2", "")]
 
 
 def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:

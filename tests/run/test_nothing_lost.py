@@ -67,7 +67,7 @@ def test_a_run_under_nohup_goes_on(tmp_path: Path) -> None:
     assert child.wait() == 0
 
 
-@pytest.mark.parametrize("how", ["moved", "removed", "lock removed", "taken"])
+@pytest.mark.parametrize("how", ["moved", "removed", "all removed", "lock removed", "taken"])
 def test_a_run_whose_folder_is_lost_saves_beside_it(how: str, tmp_path: Path) -> None:
     child = rig.Child(rig.options(tmp_path, "--nEpochs", "3"), before=slowed)
     until(lambda: child.finished_save >= 5)
@@ -76,6 +76,9 @@ def test_a_run_whose_folder_is_lost_saves_beside_it(how: str, tmp_path: Path) ->
         folder.rename(tmp_path / "elsewhere")
     elif how == "removed":
         shutil.rmtree(folder)
+    elif how == "all removed":
+        # As by someone who cleans up a disk.
+        shutil.rmtree(folder.parent)
     else:
         (folder / "lock").unlink()
     second = rig.Child(rig.options(tmp_path, "--continue")) if how == "taken" else None

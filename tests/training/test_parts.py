@@ -169,4 +169,5 @@ def test_who_leaves_says_so_to_whoever_waits() -> None:
     store = dist.distributed_c10d._get_default_store()
     ranks.leave()
     assert not dist.is_initialized()
+    assert store.check(["pulse 0"])
     assert store.get("pulse 0") == ranks.LEFT
