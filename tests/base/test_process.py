@@ -12,7 +12,7 @@ import pytest
 from common import ROOT
 from rig import make_images
 
-from base import process
+from base import errors, process
 
 PROGRAMS = ["main.py", "predict.py", "export.py", "prepare.py", "compare.py"]
 
@@ -141,3 +141,16 @@ def test_a_stream_keeps_its_encoding(encoding: str | None, kept: str) -> None:
     with process._stream(os.open(os.devnull, os.O_WRONLY), "standard output", before) as stream:
         assert stream.encoding == kept
         stream.write("caf\u00e9 \u65e5")
+
+
+@pytest.mark.parametrize(
+    ("handler", "left_out"), [(signal.SIG_DFL, set()), (signal.SIG_IGN, {signal.SIGHUP})]
+)
+def test_a_closed_terminal_ends_a_program_but_under_nohup(
+    handler: signal.Handlers, left_out: set[signal.Signals]
+) -> None:
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert set(errors.asked_to_stop()) == set(errors.STOPPING) - left_out
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -281,8 +281,12 @@ def test_every_kind_of_network_says_where_it_looked(name: str) -> None:
     assert 0 <= maps.min() <= maps.max() <= 1
     assert network.training
     with torch.no_grad():
-        found, logits = features(network.eval(), model.weight_layers(network)[-1], images)
+        last = model.weight_layers(network)[-1]
+        found, logits = features(network.eval(), last, images)
     assert len(found) == len(logits) == 2
+    # A convolution at the end, as SqueezeNet has it, sees all positions: of its own inputs' means.
+    wide = last.in_channels if isinstance(last, nn.Conv2d) else last.in_features
+    assert found.shape == (2, wide)
     # Nothing of it stays behind.
     assert not any(module._forward_hooks for module in network.modules())
     assert not any(module._forward_pre_hooks for module in network.modules())

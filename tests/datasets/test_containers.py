@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -600,6 +601,24 @@ def test_a_zip_file_is_read_as_the_folder_is(method: int, above: str, tmp_path: 
         assert list(packed.names) == list(own.names)
         assert packed.left_out == own.left_out
         assert packed.read(1, 7) == own.read(1, 7)
+
+
+def test_facts_of_images_in_containers_are_theirs(tmp_path: Path) -> None:
+    """By these a resumed run knows that its images are others."""
+    folder = make_images(tmp_path / "d", 6)
+    path = zipped(tmp_path / "d.zip", folder, zipfile.ZIP_STORED, "")
+    own, packed = (opened("folder", place, "train").facts for place in (folder, path))
+    assert packed.sizes.tolist() == own.sizes.tolist()
+    assert packed.missing == own.missing == 0
+    place = shutil.copytree(CONTAINERS / "wds-cls", tmp_path / "shards")
+    for number, file in enumerate(sorted(place.glob("train-*.tar"))):
+        os.utime(file, (number, 1000 + number))
+    shards = opened("shards", place, "train")
+    assert len(set(shards.facts.times.tolist())) == len(list(place.glob("train-*.tar"))) > 1
+    for number, time in enumerate(shards.facts.times.tolist()):
+        assert time == os.stat(shards.path(number).partition(".tar")[0] + ".tar").st_mtime_ns
+    lengths = [len(shards.read(number)) for number in range(len(shards))]
+    assert shards.facts.sizes.tolist() == lengths
 
 
 def test_what_is_no_folder_is_not_scanned(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What predict.py writes of images, from predictions that are known."""
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,9 @@ def test_mistakes_are_the_least_probable_labels_first(tmp_path: Path) -> None:
         ("sure.jpg", "dog", "cat"),
         ("unsure.jpg", "eel", "dog"),
     ]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(
+        [-math.log(0.02), -math.log(0.3)], abs=1e-4
+    )
     chosen, titles = mistakes.first(5)
     assert [one.path for one in chosen] == ["sure.jpg", "unsure.jpg"]
     assert titles == [
@@ -66,6 +70,14 @@ def test_mistakes_are_the_least_probable_labels_first(tmp_path: Path) -> None:
         "unsure.jpg\ntrue: eel\nsaid: dog 50.0 %",
     ]
     assert [one.path for one in mistakes.first(1)[0]] == ["sure.jpg"]
+
+
+def test_a_label_of_no_probability_has_the_largest_loss_of_float32(tmp_path: Path) -> None:
+    mistakes = Mistakes([prediction("a.jpg", 1, [1.0, 0.0, 0.0]), FOUND[0]], CLASSES)
+    assert mistakes.write(str(tmp_path / "m.csv")) == 1
+    with open(tmp_path / "m.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["loss"]) == pytest.approx(149 * math.log(2), abs=1e-4)
 
 
 def test_titles_name_the_most_probable_class() -> None:

@@ -13,6 +13,7 @@ import torch
 from common import ROOT
 from torch import nn
 
+from assembly import training
 from base.errors import Failed
 from run import memory
 from run.memory import enough_memory, room_for, train_trial
@@ -110,6 +111,19 @@ def test_only_a_lack_of_memory_is_taken_for_one(error: RuntimeError, is_memory: 
         assert (caught.value is error) is not is_memory
     if is_memory:
         assert str(caught.value).startswith("the network needs more memory than cpu has free: ")
+
+
+def test_no_room_for_an_optimizer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError(FULL)
+
+    monkeypatch.setattr(training, "_make_updater", full)
+    run: Any = SimpleNamespace(step=step_of(), ranks=SimpleNamespace(world=1))
+    options: Any = SimpleNamespace(batchSize=8, accumulate=1)
+    with pytest.raises(
+        Failed, match=r"^the optimizer's state needs more memory than cpu has free:"
+    ):
+        training.make_updater(options, run, nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_what_filled_the_memory_is_gone_before_sizes_are_tried() -> None:

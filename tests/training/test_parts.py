@@ -1,9 +1,12 @@
 """What ranks and GPUs need of a network does what torch's own does, tried in one process."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+from common import ROOT
 from torch import distributed as dist
 from torch import nn
 
@@ -161,6 +164,23 @@ def test_one_gpu_needs_no_replicas() -> None:
 def test_a_late_pulse_loses_no_rank() -> None:
     # A machine that is busy delays some of them.
     assert ranks.SILENCE.total_seconds() >= 8 * ranks.PULSE
+
+
+LOST = """
+from training.ranks import Pulse
+pulse = object.__new__(Pulse)
+pulse.rank, pulse.world, pulse.resume_command = 1, 3, "the command"
+pulse._end("rank 0 was silent for 51 s")
+print("still here")
+"""
+
+
+def test_a_lost_rank_ends_the_process_wherever_it_waits() -> None:
+    command = [sys.executable, "-c", LOST]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "(rank 0 was silent for 51 s)" in result.stderr
+    assert result.stderr.endswith("resume with: the command\n")
 
 
 def test_who_leaves_says_so_to_whoever_waits() -> None:

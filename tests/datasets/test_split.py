@@ -1,0 +1,46 @@
+"""Sides of a split, by images that are known."""
+
+import io
+import zipfile
+from functools import partial
+
+import numpy as np
+import pytest
+from tqdm import tqdm
+
+from datasets import split, zipped
+from datasets.images import FileImages
+
+
+def images_of(labels: list[int], classes: int) -> FileImages:
+    names = [f"{number}.jpg" for number in range(len(labels))]
+    return FileImages(names, np.array(labels), [f"c{k}" for k in range(classes)], "/nowhere")
+
+
+def test_a_class_without_images_is_no_loss() -> None:
+    every = images_of([0, 1] * 20, 3)
+    sides = [split.side_of(every, part, 0.25, 1, None) for part in ("train", "test")]
+    assert [len(side) for side in sides] == [30, 10]
+    assert [np.bincount(side.labels).tolist() for side in sides] == [[15, 15], [5, 5]]
+    assert {*sides[0].names} | {*sides[1].names} == {*every.names}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_reading_all_images_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(split, "tqdm", partial(tqdm, mininterval=0))
+    found = split._read_all(images_of([0, 1] * 4, 2), list(range(8)))
+    assert [index for index, _ in found] == list(range(8))
+    assert "8/8" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("system", "name"), [(3, "a\\b.jpg"), (0, "a/b.jpg"), (10, "a/b.jpg")])
+def test_a_backslash_leads_down_where_it_does_on_that_system(system: int, name: str) -> None:
+    info = zipfile.ZipInfo("a\\b.jpg")
+    info.create_system = system
+    assert zipped._name_of(info) == name
