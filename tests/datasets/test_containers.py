@@ -769,3 +769,8 @@ def test_a_part_that_is_not_there_is_told_with_those_that_are() -> None:
             parts.choose_part(found, "test", "shelf")
     with refused_with("it has images of no part"):
         parts.choose_part([""], "test", "shelf")
+
+
+def test_names_that_are_repeated_get_their_numbers() -> None:
+    assert containers.unique(["a", "b", "a", "c"]) == ["0/a", "b", "2/a", "c"]
+    assert containers.unique(["a", "b"]) == ["a", "b"]

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,3 +175,27 @@ def batches(images, workers: int, epoch: int, start: int = 0, **more):
         images, Pipeline(steps, 20, 16, seed=2), plan, CPU, workers=workers, **more
     )
     return list(source.epoch(epoch, start))
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "full", "moves"),
+    [
+        ("cuda", 10, False, True),
+        ("cuda", data.MAX_RESIDENT, False, True),
+        ("cuda", data.MAX_RESIDENT + 1, False, False),
+        ("cuda", 10, True, False),
+        ("cpu", 10, False, False),
+    ],
+)
+def test_few_pixels_lie_on_the_gpu(device: str, size: int, full: bool, moves: bool) -> None:
+    class Stored:
+        nbytes = size
+
+        def to(self, where: torch.device) -> str:
+            if full:
+                raise torch.OutOfMemoryError
+            return f"on {where.type}"
+
+    stored: Any = Stored()
+    found = data.resident(stored, torch.device(device))
+    assert found == "on cuda" if moves else found is stored

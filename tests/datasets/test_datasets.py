@@ -12,6 +12,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from datasets import arrays, cifar, folder
 from datasets.images import FileImages
 from datasets.split import split
 from loading.plan import BalancedPlan
+from preparation import verify
 
 
 def write_cifar(root: Path, what: cifar.Published, count: int = 20) -> None:
@@ -444,3 +446,40 @@ def test_verifying_compares_with_the_published_hashes(
         prepare.main(["mnist", "--data_dir", str(tmp_path)])
     assert stop.value.code == 2
     assert "t10k-labels-idx1-ubyte" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
+def test_the_hashes_of_cifar_are_torchvisions(name: str) -> None:
+    published = getattr(torchvision.datasets, name)
+    wanted = dict([*published.train_list, *published.test_list])
+    wanted[published.meta["filename"]] = published.meta["md5"]
+    assert verify._cifar_md5(name.lower()) == wanted
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(RuntimeError("no route\nto host"), "no route"), (RuntimeError(), "RuntimeError")],
+)
+def test_a_download_that_fails_says_why(
+    error: Exception, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", fail)
+    assert arrays._by_torchvision(tmp_path / "t", tmp_path / "f") == said
+
+
+def test_a_download_of_other_files_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(root: str, **_: Any) -> None:
+        raw = Path(root) / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        for name in arrays.MNIST_SHA256:
+            (raw / name).write_bytes(b"something else")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", other)
+    said = arrays._by_torchvision(tmp_path / "t", tmp_path / "f")
+    assert said.endswith("has the wrong SHA-256")
+    assert not (tmp_path / "f").exists()

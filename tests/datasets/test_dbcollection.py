@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from common import DATA
+from common import DATA, refused_with
 
 import data
 import prepare
@@ -339,3 +339,10 @@ def test_what_is_wrong_with_a_run_on_metadata_is_one_line(
     with pytest.raises(SystemExit):
         main.main(["--dataset", "mnits"])
     assert "did you mean 'mnist'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"dataset": []}', '{"dataset": "x"}', "{", ""])
+def test_what_is_no_cache_file_is_said(content: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with refused_with(r"c.json is no cache file of dbcollection: "):
+        dbcollection.read_cache(str(tmp_path / "c.json"))

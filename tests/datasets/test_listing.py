@@ -53,6 +53,19 @@ CHANGES: dict[str, Any] = {
 }
 
 
+def test_a_class_without_images_makes_a_listing_no_less_whole() -> None:
+    """It would be made anew at every start."""
+    joined = replace(
+        whole(),
+        counts=np.array([3, 0, 1]),
+        folders=["cat", "cat/in", "cow", "dog"],
+        owners=np.array([0, 0, 1, 2]),
+        stamps=np.ones((4, 4), np.int64),
+        left_out=[Counter(), Counter(), Counter()],
+    )
+    assert listing._is_whole(["cat", "cow", "dog"], joined)
+
+
 def test_a_whole_listing_is_taken_and_gives_each_class_its_own(tmp_path: Path) -> None:
     kept = whole()
     assert listing._is_whole(CLASSES, kept)

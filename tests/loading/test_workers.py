@@ -23,7 +23,7 @@ from rig import make_images
 
 import opts
 from base.errors import clear_errors
-from loading.deaths import WorkerWatch
+from loading.deaths import WorkerWatch, print_unless_told
 from loading.starts import enough_processes
 
 
@@ -77,6 +77,26 @@ def test_a_death_is_raised_wherever_a_batch_is_awaited(wait: Callable[[], Any]) 
             await_a_batch()
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_printed"),
+    [
+        (ValueError("our own fault"), True),
+        (KeyboardInterrupt(), True),
+        (RuntimeError("no CUDA"), True),
+        (ConnectionResetError(), False),
+        (EOFError(), False),
+        (FileNotFoundError(), False),
+        (BlockingIOError(errno.EAGAIN, "no more"), False),
+        (RuntimeError("can't start new thread"), False),
+    ],
+)
+def test_a_worker_prints_what_the_main_process_does_not_tell(
+    error: BaseException, is_printed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_unless_told(type(error), error, None)
+    assert bool(capsys.readouterr().err) is is_printed
 
 
 def test_nothing_is_raised_where_no_batch_is_awaited_any_more() -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from base.errors import Refused
 from model import Network, Spec, build, create, load_weights, multiply_adds, parameter_count
-from models import NETWORKS, OURS, TORCHVISION
+from models import NETWORKS, OURS, TORCHVISION, peers
 from models.layers import _pool_rows
 from models.recompute import recompute
 from training.ranks import Ranks
@@ -381,3 +381,11 @@ def test_a_network_knows_the_size_of_images_and_of_their_parts() -> None:
         assert (spec.image_size, spec.crop_size, spec.classes) == (32, 28, ("0", "1", "2"))
         spec = create("alexnetbn", ["a", "b"], 28).spec
         assert (spec.image_size, spec.crop_size, spec.classes) == (28, 28, ("a", "b"))
+
+
+@pytest.mark.parametrize("name", ["maxvit_t", "vit_b_32", "swin_t", "resnet18"])
+@pytest.mark.parametrize("size", [224, 448])
+def test_torchvisions_networks_are_built_for_the_size_asked_for(name: str, size: int) -> None:
+    with torch.device("meta"):
+        network = peers.build(name, 3, size, "fast").eval()
+        assert network(torch.zeros(1, 3, size, size)).shape == (1, 3)
