@@ -155,6 +155,11 @@ def test_five_classes_are_said_and_many_images_summed_up_on_a_terminal(
     for number in range(count):
         assert lines[number].startswith(f"{tmp_path / f'{number}.png'}: c")
         assert lines[number].count("%") == 5
+    said.seek(0)
+    said.truncate()
+    with pytest.raises(SystemExit) as stop:
+        predict.main(["weights.pt", str(tmp_path / "0.png"), "--top", "1"])
+    assert (stop.value.code, said.getvalue().count("%")) == (0, 1)
     summed = count > 1 and output is Terminal
     assert (len(lines) > count) is summed
     assert not summed or lines[count + 1].startswith("class ")

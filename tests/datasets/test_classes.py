@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from base.errors import Refused
-from datasets.images import refuse_unknown
+from datasets.images import FileImages, refuse_unknown, relabelled
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 9])
@@ -26,3 +27,19 @@ def test_unknown_classes_are_named_five_of_them(count: int, others: int) -> None
 
 def test_names_that_are_written_in_two_ways_are_one() -> None:
     refuse_unknown(["cafe\u0301"], ["caf\u00e9"], "val")
+
+
+def test_the_same_classes_stay_as_they_are() -> None:
+    """Also two that a system writes in two ways: nothing has to be told apart there."""
+    classes = ["cafe\u0301", "caf\u00e9"]
+    images = FileImages(["a", "b"], np.array([0, 1]), classes, "d")
+    assert relabelled(images, list(classes)) is images
+    with pytest.raises(Refused, match="two of its classes have one name"):
+        relabelled(images, classes[::-1])
+
+
+def test_other_numbers_of_the_same_classes_are_taken_over() -> None:
+    images = FileImages(["a", "b", "c"], np.array([0, 1, -1]), ["x", "y", "unused"], "d")
+    found = relabelled(images, ["y", "z", "x"])
+    assert found.labels.tolist() == [2, 0, -1]
+    assert (images.labels.tolist(), images.classes[0]) == ([0, 1, -1], "x")

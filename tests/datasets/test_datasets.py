@@ -483,3 +483,12 @@ def test_a_download_of_other_files_is_not_kept(
     said = arrays._by_torchvision(tmp_path / "t", tmp_path / "f")
     assert said.endswith("has the wrong SHA-256")
     assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(np.ndarray, (5,)), (list, (0,)), (np.ndarray, ()), (dict, (3,))]
+)
+def test_an_array_of_a_pickle_begins_empty(kind: type, shape: tuple[int, ...]) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="begins an array of shape"):
+        cifar._reconstruct(kind, shape, b"b")
+    assert cifar._reconstruct(np.ndarray, (0,), b"b").shape == (0,)

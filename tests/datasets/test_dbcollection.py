@@ -346,3 +346,23 @@ def test_what_is_no_cache_file_is_said(content: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(content)
     with refused_with(r"c.json is no cache file of dbcollection: "):
         dbcollection.read_cache(str(tmp_path / "c.json"))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"tasks": {"classification": {"filename": 3}}, "data_dir": "d"},
+        {"tasks": {"classification": "f.h5"}, "data_dir": 3},
+        {"tasks": {"classification": {"filename": None}}},
+        {"tasks": {"classification": {}}},
+        {"tasks": {"classification": 5}},
+        {"tasks": 5},
+        {},
+        [],
+        "x",
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_said(entry: object, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"dataset": {"x": entry}}))
+    with refused_with(r"c.json: (what it says of x cannot be read|x has no task)"):
+        dbcollection.find("x", str(tmp_path / "c.json"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
+from base.errors import OverLimit
 from datasets import decode
 from preparation.shrink import smaller_file
 
@@ -158,3 +159,12 @@ def test_a_shrunk_copy_is_seen_as_its_original(value: int, photographs: list[np.
     small = decode.with_orientation(encoded(photographs[0][:100, :80], "JPEG"), value)
     assert smaller_file(small, 200, 95) == small
     assert decode.orientation(smaller_file(small, 200, 95, turn=True)) == 1
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_pixels_beyond_the_limit_are_refused_by_their_number(form: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(stream, form)
+    assert decode.size(stream.getvalue(), 600) == (30, 20)
+    with pytest.raises(OverLimit, match="30 x 20 pixels are more than the 599 allowed"):
+        decode.size(stream.getvalue(), 599)

@@ -324,3 +324,36 @@ def test_random_awkward_folders_are_read_by_the_rules() -> None:
     assert result["wrong"] == 0, result["differences"]
     assert result["answers"] > 200
     assert len(result["refusals"]) >= 5
+
+
+def test_a_part_has_folders(tmp_path: Path) -> None:
+    for name in ("of classes/cat", "of empty classes/cat", "a class", "mixed/cat", "both"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("of classes/cat/1.jpg", "a class/1.jpg", "mixed/1.jpg", "mixed/cat/1.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "both" / "thumbnails").mkdir()
+    (tmp_path / "both" / "1.jpg").write_bytes(b"x")
+    found = {path.name for path in tmp_path.iterdir() if folder.is_part(str(path))}
+    assert found == {"of classes", "of empty classes", "mixed"}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["cat/1.jpg", "dog/1.jpg"], ""),
+        (["around/cat/1.jpg", "around/dog/1.jpg"], "around"),
+        (["a/b/cat/1.jpg", "a/b/dog/1.jpg"], "a/b"),
+        (["around/train/cat/1.jpg", "around/val/cat/1.jpg"], "around"),
+        # A class alone, and a part alone.
+        (["cat/1.jpg"], ""),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], ""),
+        (["cat/1.jpg", "cat/more/1.jpg"], ""),
+    ],
+)
+def test_one_folder_around_everything_is_passed_through(
+    files: list[str], wanted: str, tmp_path: Path
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert folder.unwrapped(str(tmp_path)).rstrip("/") == str(tmp_path / wanted).rstrip("/")

@@ -252,3 +252,13 @@ def test_small_googlenet_begins_gently(stem: str, first: str) -> None:
 
 def test_every_network_is_looked_at() -> None:
     assert TABLES.keys() | {"googlenet"} == OURS.keys()
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception2"])
+def test_a_network_with_heads_has_one_output_in_testing(name: str) -> None:
+    """Of the body alone: that is what is exported, and what other programs load weights into."""
+    body = create(name, 3, 32).body
+    images = torch.zeros(2, 3, 32, 32)
+    assert isinstance(body.eval()(images), torch.Tensor)
+    heads = body.train()(images)
+    assert {tuple(head.shape) for head in heads} == {(2, 3)}

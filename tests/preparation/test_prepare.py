@@ -110,7 +110,9 @@ def test_imagenet_is_unpacked_whatever_instant_it_was_killed_at(tars: Path, tmp_
     assert {path.name: path.stat().st_mtime_ns for path in tars.iterdir()} == before
 
 
-def test_imagenet_from_what_was_unpacked_already(tars: Path, tmp_path: Path) -> None:
+def test_imagenet_from_what_was_unpacked_already(
+    tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare.main(
         ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"]
     )
@@ -122,6 +124,8 @@ def test_imagenet_from_what_was_unpacked_already(tars: Path, tmp_path: Path) -> 
         ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "again"), "--expect", "3:60:7"]
     )
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+    train = f"python main.py --dataset ilsvrc2012 --data_dir {tmp_path / 'again'}"
+    assert f"train on it with: {train}\n" in capsys.readouterr().out
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int = 2) -> str:

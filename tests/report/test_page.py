@@ -153,3 +153,16 @@ def test_the_calibration_error_is_the_papers() -> None:
         (0.9, 0.75, 4),
     ]
     assert calibration(torch.empty(0, 2), torch.empty(0, dtype=torch.int64)) == (0.0, [])
+
+
+def test_a_page_shows_so_many_mistakes(tmp_path: Path) -> None:
+    tested = outcome(600, 10)
+    shown = page.found(tested)
+    assert shown.wrong > page.MAX_MISTAKES == 200
+    assert len(shown.mistakes) == 200
+    page.write(tmp_path, About("a run"), shown)
+    text, _ = read(tmp_path / "report.html")
+    assert "These are the first 200; mistakes.csv has all." in text
+    few = page.found(outcome(20, 10))
+    page.write(tmp_path, About("a run"), few)
+    assert "These are the first" not in (tmp_path / "report.html").read_text()

@@ -300,3 +300,19 @@ def test_predictions_of_many_images_are_summed_up() -> None:
         "a long name       1           25.00 %",
         "dog               1           90.00 %",
     ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["cache/folder/a", "cache/folder/b"], ["a", "b"]),
+        (["a/x/run", "b/x/run"], ["a", "b"]),
+        (["cache/mnist/a", "cache/folder/a"], ["mnist", "folder"]),
+        (["one", "two"], ["one", "two"]),
+        (["d/one", "d/more/one"], ["one", "more/one"]),
+        (["cache/a"], ["cache/a"]),
+        (["x/a/x", "x/b/x", "x/c/y"], ["a/x", "b/x", "c/y"]),
+    ],
+)
+def test_runs_are_called_by_what_tells_them_apart(paths: list[str], names: list[str]) -> None:
+    assert compare.short_names(paths) == names

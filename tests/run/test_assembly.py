@@ -1,0 +1,151 @@
+"""What a run is put together from follows its options."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import opts
+import utils
+from assembly import header, images, training
+from base.errors import Refused
+from datasets import DATASETS, PHOTOS
+from run.checkpoint import Every, Interval
+from run.signals import Signals
+from training.lr_range import RangeTest
+
+FOLDER = ["--dataset", "folder", "--data_dir", "d"]
+
+
+def parsed(*words: str) -> opts.Options:
+    return opts.parse([*words])
+
+
+def test_photographs_have_the_torch7_suite_s_sizes() -> None:
+    found = {
+        name: (source.imageSize, source.cropSize)
+        for name, source in DATASETS.items()
+        if source.augment == PHOTOS
+    }
+    assert set(found.values()) == {(256, 224)}
+    assert {"ilsvrc2012", "folder", "table", "shards", "parquet"} <= found.keys()
+
+
+@pytest.mark.parametrize("more", [[], ["--badImages", "skip"]])
+def test_bad_images_are_left_out_where_that_is_asked_for(more: list[str]) -> None:
+    options = parsed("--dataset", "table", "--labels", "l.csv", *more)
+    assert images._image_settings(options)["skip"] is bool(more)
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "decay"),
+    [
+        # The network's own decay, and its own highest rate.
+        (["--dataset", "mnist"], 0.05, 5e-4),
+        (["--dataset", "mnist", "--netType", "alexnet"], 0.01, 5e-4),
+        (["--dataset", "mnist", "--optimizer", "adamw"], 1e-3, 0.05),
+        (["--dataset", "mnist", "--optimizer", "adamw", "--weightDecay", "0.2"], 1e-3, 0.2),
+        (["--dataset", "mnist", "--optimizer", "adamw", "--weightDecay", "0"], 1e-3, 0.0),
+    ],
+)
+def test_a_schedule_begins_with_the_network_s_or_adamw_s_own(
+    words: list[str], first: float, decay: float
+) -> None:
+    plan = training.schedule_of(parsed(*words))
+    rates = [plan.at(number / 200)[0] for number in range(200)]
+    assert max(rates) == pytest.approx(first, rel=0.01)
+    assert plan.at(0.1)[1] == pytest.approx(decay)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_one_rank_writes_a_range_test_down(
+    first: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    run: Any = SimpleNamespace(
+        ranks=SimpleNamespace(first=first),
+        folder=tmp_path,
+        console=SimpleNamespace(say=said.append),
+        report=SimpleNamespace(draw_range=lambda found: None),
+    )
+    rates = [1e-5 * 1.1**number for number in range(60)]
+    found = RangeTest(rates, [3 - 0.03 * number for number in range(60)])
+    training.show_range(parsed("--dataset", "mnist"), run, found)
+    assert (tmp_path / "findLR.csv").exists() is first
+    assert bool(said) is first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "due"),
+    [(60, 1, True), (59.9, 1, False), (600, 10, True), (599.9, 10, False), (30, 0.5, True)],
+)
+def test_a_checkpoint_is_due_after_its_minutes(
+    seconds: float, minutes: float, due: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("run.checkpoint.time.monotonic", lambda: now)
+    interval = Interval(Every(None, minutes))
+    now += seconds
+    assert interval.due(10**6) is due
+    interval.reset(10**6)
+    assert not interval.due(2 * 10**6)
+
+
+def test_a_checkpoint_is_due_after_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("run.checkpoint.time.monotonic", lambda: now)
+    interval = Interval(Every(5, None))
+    now += 1e6
+    assert [interval.due(step) for step in (0, 4, 5, 6)] == [False, False, True, True]
+    interval.reset(6)
+    assert [interval.due(step) for step in (10, 11)] == [False, True]
+
+
+def test_sigusr1_asks_for_a_checkpoint_alone() -> None:
+    signals = Signals()
+    assert (signals.save, signals.stop, signals.armed) == (False, None, False)
+    signals._on_save(10, None)
+    assert (signals.save, signals.stop) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("there", "kind", "found"),
+    [
+        (True, "mps", "mps"),
+        (True, "xpu", "xpu"),
+        (True, "cuda", None),
+        (True, None, None),
+        (False, "mps", None),
+    ],
+)
+def test_another_accelerator_is_named(
+    there: bool, kind: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = None if kind is None else SimpleNamespace(type=kind)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: current)
+    assert utils.other_accelerator() == found
+
+
+def test_workers_are_said_of_what_has_some() -> None:
+    run: Any = SimpleNamespace(
+        environment={"precision": "fp32", "threads": 2, "device": "cpu x86_64"},
+        ranks=SimpleNamespace(world=3),
+        step=SimpleNamespace(device=torch.device("cpu")),
+    )
+    options = parsed(*FOLDER, "--nThreads", "5", "--precision", "fp32")
+    arrays: Any = object()
+    said = header._describe_device(options, run, arrays)
+    assert "3 x 2 threads" in said
+    assert "workers" not in said
+    files: Any = object.__new__(header.FileLoader)
+    assert "3 x 2 threads, 5 workers" in header._describe_device(options, run, files)
+    kept: Any = object.__new__(header.KeptLoader)
+    assert "3 x 2 threads, 5 threads that read" in header._describe_device(options, run, kept)
+
+
+def test_a_limit_that_is_refused_names_itself() -> None:
+    assert str(Refused("a line", limit="x")) == "a line"
+    assert (Refused("a line", limit="x").limit, Refused("a line").limit) == ("x", "")
