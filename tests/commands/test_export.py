@@ -73,8 +73,12 @@ def test_onnx_runs_where_our_code_is_not(weights: Path, seen: np.ndarray, tmp_pa
     np.testing.assert_allclose(np.load(tmp_path / "got.npy"), expected(weights, seen), atol=1e-4)
 
 
-def test_pt2_takes_any_number_of_images(weights: Path, seen: np.ndarray, tmp_path: Path) -> None:
+def test_pt2_takes_any_number_of_images(
+    weights: Path, seen: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export.main([str(weights), "--to", "pt2", str(tmp_path / "x.pt2")])
+    megabytes = (tmp_path / "x.pt2").stat().st_size / 1e6
+    assert f"x.pt2: pt2, {megabytes:.1f} MB, probabilities differ by" in capsys.readouterr().out
     extra = {"metadata.json": ""}
     program = torch.export.load(str(tmp_path / "x.pt2"), extra_files=extra).module()
     for count in (1, 5):

@@ -1,8 +1,10 @@
 """What became of the images between two starts of a run, from facts that are known."""
 
+import numpy as np
 import pytest
 
-from datasets.changes import Facts, _compare
+from datasets.changes import Facts, _compare, fingerprints
+from datasets.images import FileImages, Names
 
 FIRST, SECOND = "train/a/1.jpg", "train/a/2.jpg"
 WAS: dict[str, Facts] = {FIRST: ("train", "a", 10, 100), SECOND: ("train", "a", 11, 101)}
@@ -50,3 +52,21 @@ def test_what_was_not_looked_at_is_not_taken_for_moved() -> None:
         "images added": 1,
         "removed": 1,
     }
+
+
+def test_a_fingerprint_is_of_names_and_labels_in_their_order() -> None:
+    def listing(names: list[str], labels: list[int], classes: list[str] | None = None) -> str:
+        held = FileImages(Names(names), np.array(labels), classes or ["x", "y"], "/nowhere")
+        return fingerprints({"train": held})["train"]["listing"]
+
+    own = listing(["a", "b"], [0, 1])
+    assert listing(["a", "b"], [0, 1]) == own
+    others = [
+        (["b", "a"], [0, 1]),
+        (["a", "c"], [0, 1]),
+        # The same bytes, divided elsewhere.
+        (["ab", ""], [0, 1]),
+        (["a", "b"], [1, 0]),
+        (["a", "b"], [0, 1], ["x", "z"]),
+    ]
+    assert own not in {listing(*other) for other in others}

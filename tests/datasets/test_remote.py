@@ -289,3 +289,18 @@ def test_nothing_is_asked_twice_of_a_dead_server(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"cannot read http://127.0.0.1:9/x\.tar"):
         copies("http://127.0.0.1:9/x.tar", ".tar", cached(tmp_path))
     assert time.monotonic() - started < 30
+
+
+def test_a_server_that_tells_no_size_is_answered_with_the_copy_or_a_line(tmp_path: Path) -> None:
+    class Silent:
+        def info(self, path: str) -> dict[str, Any]:
+            return {"name": path}
+
+    copy = tmp_path / "a.tar"
+    with refused_with("its size is not told"):
+        remote._described(Silent(), "far/a.tar", copy)
+    copy.write_bytes(b"x")
+    (tmp_path / f"{remote._beside(copy, 'json').name}").write_text('{"size": 1, "tag": "t"}')
+    assert remote._described(Silent(), "far/a.tar", copy) == remote.Remote(
+        "far/a.tar", copy, 1, "t"
+    )

@@ -223,6 +223,13 @@ def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:
         crossed.join([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
 
 
+def test_a_fold_is_its_number_of_so_many() -> None:
+    assert Fold.parse("2/5") == Fold(number=2, of=5)
+    assert str(Fold(2, 5)) == "2/5"
+    assert Fold(2, 5).suffix == "fold-2-of-5"
+    assert Fold.all(2) == [Fold(1, 2), Fold(2, 2)]
+
+
 @pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "2", "a/b", "1/2/3"])
 def test_a_fold_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
