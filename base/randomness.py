@@ -73,7 +73,7 @@ def shuffled(
     count up to 2^62.
     """
     # Half of the bits that count needs, rounded up: the domain is at most four times too large.
-    half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)
+    half = (max(count - 1, 1).bit_length() + 1) // 2
     keys = [np.uint64(key(seed, epoch, stream, number)) for number in range(_ROUNDS)]
     result = np.array(positions, np.uint64)
     outside = np.arange(len(result))

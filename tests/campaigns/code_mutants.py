@@ -135,7 +135,7 @@ def changes(node: ast.AST) -> Iterator[tuple[Any, str]]:
         new = node.orelse
     elif not (isinstance(node, ast.Expr) and not is_text(node)):
         return
-    if new.__dict__ != node.__dict__:
+    if new.__dict__ != node.__dict__ and ast.unparse(new) != ast.unparse(node):
         yield node, ast.unparse(new)
     if isinstance(node, (ast.Expr, ast.AugAssign)):
         yield node, "pass"

@@ -3,6 +3,7 @@ by their numbers.
 """
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,18 @@ def test_wrong_choices_are_refused(
     path.write_text(rows or "")
     with refused_with(message):
         chosen(images, choice, str(path) if rows is not None else None)
+
+
+@pytest.mark.parametrize("escapes", [False, True])
+def test_a_name_that_is_no_text_is_refused_or_escaped(escapes: bool, tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.jpg")
+    images = FileImages([name, "b.jpg"], np.array([0, -1]), ["x", "y"], str(tmp_path))
+    out = tmp_path / "t.csv"
+    if not escapes:
+        with refused_with("is no name in UTF-8: rename it"):
+            table.write(out, {"train": images}, str(tmp_path))
+        assert not out.exists()
+        return
+    table.write(out, {"train": images}, str(tmp_path), escapes=True)
+    rows = list(csv.reader(io.StringIO(out.read_text())))
+    assert rows[1:] == [["a\\udcff.jpg", "x", "train"], ["b.jpg", "", "train"]]

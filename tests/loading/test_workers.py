@@ -17,14 +17,21 @@ from typing import Any
 import bad_images
 import pytest
 import soak
+import torch
 import worker_deaths
 from common import ROOT
 from rig import make_images
 
+import augmentation
+import data
 import opts
 from base.errors import clear_errors
+from loading import starts
 from loading.deaths import WorkerWatch, print_unless_told
+from loading.plan import Plan
 from loading.starts import enough_processes
+from loading.workers import Reader, Task
+from transforms import Pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -230,3 +237,43 @@ def test_a_thread_that_cannot_start_is_one_line(
         raise error
     assert stop.value.code == 1
     assert "may start no more processes and threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.EAGAIN, "again"), SystemExit),
+        (RuntimeError("can't start new thread"), SystemExit),
+        (OSError(errno.ENOENT, "gone"), OSError),
+        (RuntimeError("ours"), RuntimeError),
+    ],
+)
+def test_a_lack_of_processes_is_left_to_the_main_process(
+    error: Exception, raised: type[BaseException]
+) -> None:
+    class Process:
+        def run(self) -> None:
+            raise error
+
+    class Quiet(starts._Quiet, Process):
+        pass
+
+    with pytest.raises(raised) as caught:
+        Quiet().run()
+    if raised is SystemExit:
+        assert caught.value.code == starts.LACKING  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_worker_leaves_the_later_steps_to_a_gpu(finishes: bool, images: Path) -> None:
+    pipeline = Pipeline(augmentation.parse("crop,flip,erase:1"), 20, 16, seed=3)
+    plain = Pipeline(augmentation.parse("crop"), 20, 16, seed=3)
+    plan = Plan(6, 6)
+    found = [
+        Reader(data.open_images("folder", str(images), "train"), one, plan, finishes=finishes)[
+            Task(0, 0)
+        ][0]
+        for one in (pipeline, plain)
+    ]
+    # What comes after the window is the device's own.
+    assert torch.equal(*found) is not finishes

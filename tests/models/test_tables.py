@@ -15,6 +15,7 @@ from torch import nn
 
 from model import create
 from models import OURS
+from models.layers import initialise
 
 
 def words(network: nn.Module) -> str:
@@ -262,3 +263,23 @@ def test_a_network_with_heads_has_one_output_in_testing(name: str) -> None:
     assert isinstance(body.eval()(images), torch.Tensor)
     heads = body.train()(images)
     assert {tuple(head.shape) for head in heads} == {(2, 3)}
+
+
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out"])
+def test_weights_are_drawn_by_he(mode: str) -> None:
+    """arXiv 1502.01852, equations 10 and 14: a variance of 2 over the connections."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3, groups=2), nn.Linear(500, 400)
+    last = nn.Linear(400, 10)
+    network = nn.Sequential(*layers, last)
+    before = last.weight.detach().clone()
+    initialise(network, mode)  # type: ignore[arg-type]
+    for layer in layers:
+        inputs = layer.weight[0].numel()
+        outputs = layer.weight.numel() // layer.weight.shape[1]
+        # A hidden linear layer is drawn by its inputs in either mode.
+        count = outputs if mode == "fan_out" and isinstance(layer, nn.Conv2d) else inputs
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / count) ** 0.5, rel=0.03)
+    # The last layer stays as torch draws it, and no bias is drawn.
+    assert torch.equal(last.weight, before)
+    assert all(not layer.bias.any() for layer in network)

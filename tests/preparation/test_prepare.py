@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -364,6 +365,19 @@ def test_info_takes_sizes_from_the_manifest(
     assert "33 images" in before.out
     assert "of 24 looked at: shorter side 24 to 24" in said.out
     assert said.err == ""
+
+
+def test_info_of_a_container_is_not_taken_from_the_manifest_of_a_folder(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare.main(["check", "--data_dir", str(images), "--nThreads", "1"])
+    packed = images / "packed.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in (images / "train").rglob("*.jpg"):
+            archive.write(path, path.relative_to(images / "train"))
+    capsys.readouterr()
+    prepare.main(["info", "--data_dir", str(packed)])
+    assert "of 24 looked at: shorter side 24 to 24" in capsys.readouterr().out
 
 
 def test_info_says_what_allows_an_image(

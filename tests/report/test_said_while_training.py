@@ -15,6 +15,7 @@ from loading.workers import BadImage
 from report.console import COLUMNS, Console
 from report.events import Events
 from report.record import EpochRecord
+from report.report import Report
 from run.watch import JUDGED_AFTER, Clock, Watch
 from training.metrics import Sums
 
@@ -323,3 +324,27 @@ def test_histograms_are_of_all_weights() -> None:
     made.histograms(network, 7)
     assert found.keys() == dict(network.named_parameters()).keys()
     assert all(value.dtype == torch.float32 for value in found.values())
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_options_are_written_beside_the_last_metrics(
+    last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    report = Report(tmp_path, {})
+    report.events = SimpleNamespace(  # type: ignore[assignment]
+        epoch=lambda *_: calls.append("epoch"),
+        flush=lambda: calls.append("flush"),
+        hyperparameters=lambda options, record: calls.append("hyperparameters"),
+    )
+    monkeypatch.setattr(report, "_draw_test_batch", lambda _: calls.append("test batch"))
+    monkeypatch.setattr(report, "_draw_epoch", lambda *_, **more: calls.append(str(more)))
+    tested: Any = SimpleNamespace(classes=[])
+    one = record(5)
+    end = {"best": False, "snapshot": False, "last": last}
+    report.epoch([one], tested, [1.0], nn.Identity(), **end)
+    assert calls[:3] == ["test batch", "epoch", "flush"]
+    assert ("hyperparameters" in calls) is last
+    # The first batches of a test are shown once.
+    report.epoch([one, one], tested, [1.0], nn.Identity(), **end)
+    assert calls.count("test batch") == 1

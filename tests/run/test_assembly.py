@@ -13,6 +13,7 @@ from assembly import header, images, training
 from base.errors import Refused
 from datasets import DATASETS, PHOTOS
 from run.checkpoint import Every, Interval
+from run.folder import clear_folder, holds_run, prepare_folder
 from run.signals import Signals
 from training.lr_range import RangeTest
 
@@ -149,3 +150,57 @@ def test_workers_are_said_of_what_has_some() -> None:
 def test_a_limit_that_is_refused_names_itself() -> None:
     assert str(Refused("a line", limit="x")) == "a line"
     assert (Refused("a line", limit="x").limit, Refused("a line").limit) == ("x", "")
+
+
+@pytest.mark.parametrize("inner_is_link", [False, True])
+def test_what_no_run_wrote_stays_when_a_run_is_removed(inner_is_link: bool, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run.mkdir()
+    inner = run / "checkpoints"
+    if inner_is_link:
+        inner.symlink_to(elsewhere)
+    else:
+        inner.mkdir()
+    own = ["options.json", "log.jsonl", "best.pt", "checkpoints/step-000000000009.pt"]
+    foreign = ["notes.txt", "checkpoints/thesis.pdf"]
+    for name in (*own, *foreign, "lock"):
+        (run / name).write_text(name)
+    (run / "best of all").mkdir()
+    (run / "curves.png").symlink_to(tmp_path / "mine.png")
+    clear_folder(run)
+    left = {str(path.relative_to(run)) for path in run.rglob("*")}
+    stays = {*foreign, "lock", "best of all", "curves.png", "checkpoints"}
+    if inner_is_link:
+        # Nothing that a link leads to is a run's.
+        stays = {"notes.txt", "lock", "best of all", "curves.png", "checkpoints"}
+        assert len(list(elsewhere.iterdir())) == 2
+    assert left - {name for name in left if inner_is_link and "/" in name} == stays
+
+
+@pytest.mark.parametrize("name", ["options.json", "best.pt", "checkpoints/step-000000000001.pt"])
+def test_any_of_these_makes_a_run(name: str, tmp_path: Path) -> None:
+    """A run that was trained is not overwritten because some of it is gone."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "log.jsonl").write_text("")
+    assert not holds_run(tmp_path)
+    (tmp_path / name).write_text("")
+    assert holds_run(tmp_path)
+    with pytest.raises(Refused, match="already holds a run"):
+        prepare_folder(tmp_path, resume=False, overwrite=False)
+    prepare_folder(tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "said"),
+    [
+        ([], 1, "1 epochs of 10 steps, global batch 24; sgd"),
+        (["--nGPU", "3"], 1, "global batch 24, 8 a GPU; sgd"),
+        ([], 2, "global batch 24, 12 a rank; sgd"),
+        (["--accumulate", "4"], 1, "global batch 24, in 4 parts; sgd"),
+    ],
+)
+def test_a_header_says_how_a_batch_is_shared(words: list[str], world: int, said: str) -> None:
+    run: Any = SimpleNamespace(ranks=SimpleNamespace(world=world), chosen=[])
+    options = parsed("--dataset", "mnist", "--nEpochs", "1", "--batchSize", "24", *words)
+    assert said in header._describe_training(options, run, 10)
