@@ -604,3 +604,32 @@ def test_two_ranks_share_one_copy(tmp_path: Path) -> None:
         assert len(re.findall("48 decoded now", said)) == 1
         found.add(fingerprint(out))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_process_lets_go_of_what_it_holds_itself(own: bool) -> None:
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    place = decode_once.Place(os.getpid() if own else os.getpid() + 1, *held)
+    place.close()
+    for descriptor in held:
+        if own:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+        else:
+            os.close(descriptor)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_how_far_decoding_is_is_recorded_where_that_outlasts_it(
+    noted: bool, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory nothing is recorded, however long it takes."""
+    monkeypatch.setattr(decode_once, "RECORD_EVERY", -1)
+    listed = open_part(images)
+    with (tmp_path / "pixels").open("w+b") as file:
+        making = decode_once.Making(listed, Scaling(20, True, 4, "bilinear"), file.fileno(), False)
+        calls: list[int] = []
+        note = (lambda: calls.append(1)) if noted else None
+        making.run(np.arange(len(listed)), 1, note)
+    assert making.is_done.all()
+    assert bool(calls) is noted
