@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import DATA
 from PIL import Image
 from rig import make_images, on_folder
 
@@ -173,3 +174,11 @@ def test_what_is_left_out_of_a_folder_is_said(
     (found,) = given.sources([str(tmp_path)], Limits())
     assert len(found) == 1
     assert re.fullmatch(rf"{tmp_path}.*1 .*\n", capsys.readouterr().err)
+
+
+def test_a_folder_of_shards_is_read_as_they_are(tmp_path: Path) -> None:
+    place = shutil.copytree(DATA / "containers" / "wds-cls", tmp_path / "shards")
+    found = list(given.sources([str(place)], Limits()))
+    one_by_one = list(given.sources([str(path) for path in sorted(place.glob("*.tar"))], Limits()))
+    assert sum(map(len, found)) == sum(map(len, one_by_one)) > 0
+    assert found[0].read(0) == one_by_one[0].read(0)

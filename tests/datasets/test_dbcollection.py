@@ -366,3 +366,13 @@ def test_an_entry_that_cannot_be_read_is_said(entry: object, tmp_path: Path) -> 
     (tmp_path / "c.json").write_text(json.dumps({"dataset": {"x": entry}}))
     with refused_with(r"c.json: (what it says of x cannot be read|x has no task)"):
         dbcollection.find("x", str(tmp_path / "c.json"))
+
+
+def test_an_index_numbers_classes_as_training_does(images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(images / "val" / "class 0")
+    prepare.main(["index", "--data_dir", str(images), "--out", str(tmp_path / "x.h5")])
+    with h5py.File(tmp_path / "x.h5") as file:
+        names, fields = (file["val"][name] for name in ("object_ids", "object_fields"))
+        labels = {int(value) for value in np.unique(np.array(names)[:, 1])}
+    assert labels == {1, 2}
+    assert fields is not None

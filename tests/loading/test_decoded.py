@@ -633,3 +633,10 @@ def test_how_far_decoding_is_is_recorded_where_that_outlasts_it(
         making.run(np.arange(len(listed)), 1, note)
     assert making.is_done.all()
     assert bool(calls) is noted
+
+
+def test_nothing_is_mapped_of_an_empty_file(tmp_path: Path) -> None:
+    for content in (b"", b"some bytes"):
+        (tmp_path / "x").write_bytes(content)
+        with (tmp_path / "x").open("rb") as file:
+            assert decoded.map_pixels(file.fileno()).tobytes() == content

@@ -88,7 +88,10 @@ def test_few_images_and_small_ones_are_told() -> None:
 
 
 def test_a_check_finds_leaks_and_other_sizes_of_an_image(
-    photographs: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photographs: list[np.ndarray],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("imagehash")
     root = tmp_path / "d"
@@ -105,6 +108,14 @@ def test_a_check_finds_leaks_and_other_sizes_of_an_image(
     prepare.main(["check", "--data_dir", str(root), "--nThreads", "1"])
     said = capsys.readouterr().out
     assert "1 on both sides (a test is easier for it), 1 in two classes" in said
+    assert "only equal files were compared" not in said
+    monkeypatch.setattr(duplicates, "_imagehash", lambda: None)
+    prepare.main(["check", "--data_dir", str(root), "--nThreads", "1"])
+    without = capsys.readouterr().out
+    assert "only equal files were compared: pip install imagehash" in without
+    assert "1 on both sides (a test is easier for it): " in without
+    monkeypatch.undo()
+    prepare.main(["check", "--data_dir", str(root), "--nThreads", "1"])
     with open(root / "duplicates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["kind"], row["bits"] == "-1") for row in rows] == [
