@@ -154,3 +154,13 @@ def test_a_closed_terminal_ends_a_program_but_under_nohup(
         assert set(errors.asked_to_stop()) == set(errors.STOPPING) - left_out
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_nobody_reads_goes_nowhere() -> None:
+    reading, writing = os.pipe()
+    process._redirect(writing)
+    os.write(writing, b"lost")
+    os.close(writing)
+    # The pipe has no writer any more, and nothing came through it.
+    assert os.read(reading, 10) == b""
+    os.close(reading)

@@ -44,3 +44,11 @@ def test_a_backslash_leads_down_where_it_does_on_that_system(system: int, name: 
     info = zipfile.ZipInfo("a\\b.jpg")
     info.create_system = system
     assert zipped._name_of(info) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("a/b.jpg", ["a", "b.jpg"]), ("./a/b.jpg", ["a", "b.jpg"]), ("././b.jpg", ["b.jpg"])],
+)
+def test_a_point_is_no_folder_of_a_zip_file(name: str, parts: list[str]) -> None:
+    assert zipped._parts(name, "d.zip") == parts

@@ -304,3 +304,9 @@ def test_published_weights_are_tested_as_torchvision_tests_them(
     result = published.run(tmp_path / "d", tmp_path, *more, expected={"googlenet": top1})
     assert result["tested"]["googlenet"]["measured"] == pytest.approx(top1)
     assert result["equal"] == len(result["tested"]) == 1
+
+
+def test_published_weights_are_normalised_as_published() -> None:
+    preset = torchvision.transforms._presets.ImageClassification(crop_size=224)
+    assert list(weights.IMAGENET_MEAN) == preset.mean
+    assert list(weights.IMAGENET_STD) == preset.std

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -445,3 +446,15 @@ def test_help_names_every_command() -> None:
     ).stdout
     for name in ("check", "shrink", "index", "repack", "imagenet", "info", "mnist"):
         assert name in said
+
+
+def test_info_names_what_a_run_does_not_read(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # With val/ there test/ is a part of its own, for --part test; raw/ is nothing.
+    shutil.copytree(images / "val", images / "test")
+    prepare.main(["info", "--data_dir", str(images)])
+    assert "beside them" not in capsys.readouterr().out
+    shutil.copytree(images / "val", images / "raw")
+    prepare.main(["info", "--data_dir", str(images)])
+    assert "beside them: raw/: images that are not read" in capsys.readouterr().out
