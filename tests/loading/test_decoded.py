@@ -640,3 +640,13 @@ def test_nothing_is_mapped_of_an_empty_file(tmp_path: Path) -> None:
         (tmp_path / "x").write_bytes(content)
         with (tmp_path / "x").open("rb") as file:
             assert decoded.map_pixels(file.fileno()).tobytes() == content
+
+
+def test_what_was_just_decoded_is_not_looked_at_again(images: Path) -> None:
+    listed = open_part(images)
+    pool = np.array([1, 4, 5])
+    kept, place = decode_once.in_memory(
+        listed, Scaling(20, True, 4, "bilinear"), pool, threads=1, skip=False
+    )
+    place.close()
+    assert np.flatnonzero(kept.made_now).tolist() == pool.tolist()

@@ -277,3 +277,17 @@ def test_a_worker_leaves_the_later_steps_to_a_gpu(finishes: bool, images: Path) 
     ]
     # What comes after the window is the device's own.
     assert torch.equal(*found) is not finishes
+
+
+def test_a_timer_of_someone_else_s_still_reaches_them() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
+    try:
+        watch = WorkerWatch(lambda *_: None)
+        for _ in range(2):
+            watch._take_alarm()
+            os.kill(os.getpid(), signal.SIGALRM)
+        assert heard == [signal.SIGALRM] * 2
+        assert signal.getsignal(signal.SIGALRM) == watch._on_alarm
+    finally:
+        signal.signal(signal.SIGALRM, before)

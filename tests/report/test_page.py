@@ -1,7 +1,9 @@
 """report.html, the sheets of the first batches, and the calibration."""
 
+import base64
 import html
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -166,3 +168,26 @@ def test_a_page_shows_so_many_mistakes(tmp_path: Path) -> None:
     few = page.found(outcome(20, 10))
     page.write(tmp_path, About("a run"), few)
     assert "These are the first" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "names", "taken"),
+    [
+        (None, ["confusion.png", "confusion_3.png"], "confusion.png"),
+        (3, ["confusion.png", "confusion_3.png", "confusion_5.png"], "confusion_3.png"),
+        # Not each epoch's is drawn: the newest, then.
+        (4, ["confusion_3.png", "confusion_5.png"], "confusion_5.png"),
+        (4, [], None),
+    ],
+)
+def test_a_page_shows_the_confusion_of_its_epoch(
+    epoch: int | None, names: list[str], taken: str | None, tmp_path: Path
+) -> None:
+    for number, name in enumerate([*names, "curves.png"]):
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, (number, number))
+    shown = {
+        name: base64.b64decode(v).decode() for name, v in page._pictures(tmp_path, epoch).items()
+    }
+    assert shown.pop("curves.png") == "curves.png"
+    assert shown == ({} if taken is None else {"confusion": taken})

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loading.workers import BadImage
+from report import contact
 from report.console import COLUMNS, Console
 from report.events import Events
 from report.record import EpochRecord
@@ -348,3 +349,17 @@ def test_options_are_written_beside_the_last_metrics(
     # The first batches of a test are shown once.
     report.epoch([one, one], tested, [1.0], nn.Identity(), **end)
     assert calls.count("test batch") == 1
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_the_first_batch_is_drawn_as_the_network_sees_it(kind: torch.dtype, tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 40, 40), generator=draws).to(kind)
+    report = Report(tmp_path, {})
+    report.classes = ["cat", "dog"]
+    report.first_batch(images, torch.tensor([0, 1, 1, 0, 1]))
+    wanted = images.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    contact.draw(wanted, ["cat", "dog", "dog", "cat", "dog"], tmp_path / "wanted.png")
+    assert (tmp_path / "first_batch.png").read_bytes() == (tmp_path / "wanted.png").read_bytes()
+    Report(tmp_path / "none", {}, disabled=True).first_batch(images, torch.zeros(5))
+    assert not (tmp_path / "none").exists()

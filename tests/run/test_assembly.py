@@ -204,3 +204,64 @@ def test_a_header_says_how_a_batch_is_shared(words: list[str], world: int, said:
     run: Any = SimpleNamespace(ranks=SimpleNamespace(world=world), chosen=[])
     options = parsed("--dataset", "mnist", "--nEpochs", "1", "--batchSize", "24", *words)
     assert said in header._describe_training(options, run, 10)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "device"),
+    [
+        # GPUs; --GPU, GPUs of a process, rank on its machine, ranks there.
+        (0, (None, 1, 0, 1), "cpu"),
+        (0, (-1, 1, 0, 1), "cpu"),
+        (0, (0, 1, 0, 1), "GPU 0 cannot be had: this machine has 0 GPUs"),
+        (0, (None, 2, 0, 1), "GPUs 0 to 1 cannot be had: this machine has 0 GPUs"),
+        (4, (None, 1, 0, 1), "cuda:0"),
+        (4, (-1, 1, 0, 1), "cpu"),
+        (4, (-1, 2, 0, 1), "2 GPUs were asked for and the CPU, which is one device"),
+        (4, (3, 1, 0, 1), "cuda:3"),
+        (4, (4, 1, 0, 1), "GPU 4 cannot be had: this machine has 4 GPUs"),
+        (4, (2, 2, 0, 1), "cuda:2"),
+        (4, (3, 2, 0, 1), "GPUs 3 to 4 cannot be had: this machine has 4 GPUs"),
+        (4, (None, 1, 2, 4), "cuda:2"),
+        (4, (1, 1, 2, 3), "cuda:3"),
+        (4, (1, 1, 3, 4), "GPU 4 cannot be had: this machine has 4 GPUs"),
+        # A scheduler that shows each rank its own GPU alone.
+        (1, (None, 1, 3, 4), "cuda:0"),
+        (1, (0, 1, 3, 4), "cuda:0"),
+        (1, (1, 1, 0, 4), "GPU 1 cannot be had: this machine has 1 GPU"),
+        (1, (None, 2, 0, 1), "GPUs 0 to 1 cannot be had: this machine has 1 GPU"),
+        (1, (None, 2, 1, 2), "GPUs 1 to 2 cannot be had: this machine has 1 GPU"),
+        (2, (None, 1, 2, 4), "GPU 2 cannot be had: this machine has 2 GPUs"),
+    ],
+)
+def test_each_rank_takes_its_gpu_or_says_which_is_missing(
+    there: int, asked: tuple[Any, ...], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(utils, "_count_gpus", lambda: there)
+    monkeypatch.setattr(utils, "other_accelerator", lambda: None)
+    try:
+        found = str(utils.device_for(*asked))
+    except Refused as error:
+        found = str(error)
+    assert found == device
+
+
+def test_another_accelerator_takes_the_place_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(utils, "_count_gpus", lambda: 0)
+    monkeypatch.setattr(utils, "other_accelerator", lambda: "mps")
+    assert utils.device_for(None, 1).type == "mps"
+    assert utils.device_for(-1, 1).type == "cpu"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("driver too old\nmore"), AssertionError("none")])
+def test_a_driver_that_does_not_fit_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    with pytest.raises(Refused, match="the GPU cannot be used: (driver too old|none)$"):
+        utils._count_gpus()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert utils._count_gpus() == 0
