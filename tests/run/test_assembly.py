@@ -261,7 +261,37 @@ def test_a_driver_that_does_not_fit_is_said(
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "init", fail)
-    with pytest.raises(Refused, match="the GPU cannot be used: (driver too old|none)$"):
+    with pytest.raises(Refused, match=r"the GPU cannot be used: (driver too old|none)$"):
         utils._count_gpus()
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert utils._count_gpus() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "28 -> 28, bilinear"),
+        (["--tenCrop"], "28 -> 28, bilinear, ten crops"),
+        (["--flipTest"], "28 -> 28, bilinear, with mirror images"),
+    ],
+)
+def test_a_test_says_how_it_sees_images(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    for name in ("_describe_network", "_describe_device", "_about"):
+        monkeypatch.setattr(header, name, lambda *_: "")
+    monkeypatch.setattr(header, "_describe_files", lambda *_: {})
+
+    class Tested(list[int]):
+        where, classes = "d", tuple("abcdefghij")
+
+    run: Any = SimpleNamespace(
+        console=SimpleNamespace(quiet=False, say=lines.append, hidden=set()),
+        folder="f",
+        report=SimpleNamespace(),
+    )
+    loader: Any = SimpleNamespace(images=Tested(), plan=SimpleNamespace(image_count=0))
+    options = parsed("--dataset", "mnist", "--test", "--retrain", "w.pt", *words)
+    header.print_test_header(options, run, None, loader)  # type: ignore[arg-type]
+    assert f"pixels    {said}" in lines[0].splitlines()
