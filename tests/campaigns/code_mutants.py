@@ -28,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from operator import itemgetter
@@ -233,12 +233,14 @@ def rank(seed: int, key: str) -> str:
 class Map:
     """Which tests reach a line, and how long each takes unchanged.
 
-    lines: file -> line -> numbers of tests; seconds: of each test.
+    lines: file -> line -> numbers of tests; seconds: of each test; always: what is run for every
+    change instead.
     """
 
     tests: list[str]
     seconds: list[float]
     lines: dict[str, dict[str, list[int]]]
+    always: list[str] = field(default_factory=list)
 
     @cached_property
     def order(self) -> list[float]:
@@ -257,6 +259,8 @@ class Map:
         """Return the tests for one change, the likeliest first, and their seconds together: so
         many at most.
         """
+        if self.always:
+            return self.always, most
         lines = self.lines.get(mutant.file, {})
         numbers: set[int] = set()
         for line in range(mutant.line, mutant.end + 1):
@@ -522,6 +526,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=[], help="files or folders, by how they begin")
+    parser.add_argument("--keys", nargs="+", default=[], help="these changes alone")
+    about = "run these for each, where the map misses them: in a process that is killed"
+    parser.add_argument("--tests", nargs="+", default=[], help=about)
     parser.add_argument("--hours", type=float, default=24.0, help="stop after so many")
     about = "seconds of tests for each, the likeliest first"
     parser.add_argument("--most", type=float, default=120, help=about)
@@ -538,9 +545,13 @@ def main() -> None:
     every = drawn(arguments.trials, arguments.seed)
     only = tuple(arguments.only) or ("",)
     chosen = [m for m in every if m.key not in done and m.file.startswith(only)]
+    if arguments.keys:
+        chosen = [mutant for mutant in chosen if mutant.key in arguments.keys]
+    # First what was never judged, then what survived.
+    chosen.sort(key=lambda mutant: mutant.key in found)
     print(f"{len(every)} drawn, {len(chosen)} to run", flush=True)
     end = time.monotonic() + 3600 * arguments.hours
-    tests = Map(**json.loads(arguments.map.read_text()))
+    tests = Map(**json.loads(arguments.map.read_text()), always=arguments.tests)
     context = multiprocessing.get_context("fork")
     begin = partial(begin_worker, tests=tests, most=arguments.most)
     with (

@@ -774,3 +774,10 @@ def test_a_part_that_is_not_there_is_told_with_those_that_are() -> None:
 def test_names_that_are_repeated_get_their_numbers() -> None:
     assert containers.unique(["a", "b", "a", "c"]) == ["0/a", "b", "2/a", "c"]
     assert containers.unique(["a", "b"]) == ["a", "b"]
+
+
+def test_an_image_of_one_shard_lies_in_it(tmp_path: Path) -> None:
+    shutil.copy(CONTAINERS / "wds-cls" / "train-000000.tar", tmp_path / "train-0.tar")
+    images = opened("shards", tmp_path / "train-0.tar", "train")
+    assert images.path(0).startswith(f"{tmp_path}/train-0.tar/")
+    assert all(name.startswith("train-0.tar/") for name in images.names)

@@ -52,3 +52,22 @@ def test_a_backslash_leads_down_where_it_does_on_that_system(system: int, name: 
 )
 def test_a_point_is_no_folder_of_a_zip_file(name: str, parts: list[str]) -> None:
     assert zipped._parts(name, "d.zip") == parts
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "shown"),
+    [
+        # What says that it is UTF-8 is taken as it says.
+        (0x800, "Ã©.jpg", "Ã©.jpg"),
+        (0x800, "é.jpg", "é.jpg"),
+        # Written as UTF-8 without saying so, read by zipfile as cp437.
+        (0, "├⌐.jpg", "é.jpg"),
+        # cp437 indeed: no UTF-8.
+        (0, "é.jpg", "é.jpg"),
+        (0, "e.jpg", "e.jpg"),
+    ],
+)
+def test_a_name_in_a_zip_file_is_what_was_meant(flags: int, name: str, shown: str) -> None:
+    info = zipfile.ZipInfo(name)
+    info.flag_bits = flags
+    assert zipped._name_of(info) == shown

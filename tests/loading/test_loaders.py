@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,3 +219,20 @@ def test_an_error_in_a_worker_is_named_and_is_no_lost_worker(images: Path) -> No
     with pytest.raises(Failed, match="a loader worker failed: RuntimeError: view size is not"):
         next(iter(loader.epoch(0)))
     end_workers()  # children that later tests fork must not find them
+
+
+@pytest.mark.parametrize(
+    ("parts", "images", "size"), [((), 100, 8 * 3 * 400), ((10,), 100, 80 * 3 * 400), ((), 5, 6000)]
+)
+def test_workers_ask_for_the_memory_of_their_batches(
+    parts: tuple[int, ...], images: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(data, "check_shared_memory", lambda *given: asked.append(given))
+    loader = object.__new__(data.FileLoader)
+    loader.pipeline = SimpleNamespace(parts=parts, crop_size=20)  # type: ignore[assignment]
+    loader.plan = SimpleNamespace(batch=8, image_count=images)  # type: ignore[assignment]
+    loader.timeout = 7
+    settings = loader._worker_settings(4, "spawn")
+    assert asked == [(4, size)]
+    assert (settings["timeout"], settings["persistent_workers"]) == (7, True)

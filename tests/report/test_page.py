@@ -16,6 +16,7 @@ from rig import make_images, on_folder
 
 import main
 from report import contact, page, record, tables
+from report import report as reports
 from report.page import About
 from training.metrics import calibration
 
@@ -191,3 +192,13 @@ def test_a_page_shows_the_confusion_of_its_epoch(
     }
     assert shown.pop("curves.png") == "curves.png"
     assert shown == ({} if taken is None else {"confusion": taken})
+
+
+@pytest.mark.parametrize("most", [9, 10])
+def test_confusions_of_few_classes_are_all_written_down(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "MAX_CONFUSION", most)
+    reports.Report(tmp_path, {})._write_tables(outcome(50, 10), None)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"classes.csv", "mistakes.csv"} | ({"confusion.csv"} if most == 10 else set())

@@ -13,7 +13,7 @@ from assembly import header, images, training
 from base.errors import Refused
 from datasets import DATASETS, PHOTOS
 from run.checkpoint import Every, Interval
-from run.folder import clear_folder, holds_run, prepare_folder
+from run.folder import clear_folder, environment, holds_run, prepare_folder
 from run.signals import Signals
 from training.lr_range import RangeTest
 
@@ -295,3 +295,18 @@ def test_a_test_says_how_it_sees_images(
     options = parsed("--dataset", "mnist", "--test", "--retrain", "w.pt", *words)
     header.print_test_header(options, run, None, loader)  # type: ignore[arg-type]
     assert f"pixels    {said}" in lines[0].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "name"),
+    [("cpu", 1, "cpu x86"), ("cuda", 1, "cuda H100"), ("cuda", 2, "cuda H100 x 2")],
+)
+def test_bits_depend_on_the_device_and_how_many_there_are(
+    kind: str, gpus: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "H100")
+    monkeypatch.setattr("run.folder.platform.machine", lambda: "x86")
+    ranks: Any = SimpleNamespace(world=3)
+    found = environment(torch.device(kind), ranks, gpus)
+    assert (found["device"], found["ranks"]) == (name, 3)
+    assert found["torch"] == str(torch.__version__)
