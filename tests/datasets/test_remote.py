@@ -1,6 +1,7 @@
 """Files at an address are copied once, whole, and gone on with where a connection broke off."""
 
 import http.server
+import io
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 import pytest
 from common import DATA, refused_with
+from tqdm import tqdm
 
 import data
 from base.errors import Refused
@@ -304,3 +306,20 @@ def test_a_server_that_tells_no_size_is_answered_with_the_copy_or_a_line(tmp_pat
     assert remote._described(Silent(), "far/a.tar", copy) == remote.Remote(
         "far/a.tar", copy, 1, "t"
     )
+
+
+def test_how_far_a_copy_is_counts_every_byte_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+
+    def bar(total: int, title: str) -> Any:
+        bars.append(tqdm(total=total, file=io.StringIO(), mininterval=0))
+        return bars[-1]
+
+    monkeypatch.setattr(remote, "bytes_bar", bar)
+    monkeypatch.setattr(remote, "BLOCK", 20_000)
+    server.cuts = 2
+    copies(pattern(server), ".tar", cached(tmp_path))
+    assert [one.n for one in bars] == [one.total for one in bars]
+    assert sum(one.total for one in bars) == sum(path.stat().st_size for path in SHARDS.iterdir())

@@ -26,6 +26,7 @@ from datasets.images import FileImages
 from loading.plan import Plan
 from report import pictures, predictions, tables
 from report.predictions import Prediction
+from report.record import EpochRecord
 from report.report import Report
 from training import metrics
 from transforms import Pipeline
@@ -316,3 +317,12 @@ def test_predictions_of_many_images_are_summed_up() -> None:
 )
 def test_runs_are_called_by_what_tells_them_apart(paths: list[str], names: list[str]) -> None:
     assert compare.short_names(paths) == names
+
+
+def test_a_run_without_a_test_ranks_last() -> None:
+    def history(*top1: float | None) -> list[EpochRecord]:
+        values = dict.fromkeys(EpochRecord.__dataclass_fields__, 0)
+        return [EpochRecord(**(values | {"test_top1": value})) for value in top1]
+
+    assert compare._best_top1(history(3.0, 7.5, None, 2.0)) == 7.5
+    assert compare._best_top1(history(None, None)) < compare._best_top1(history(0.0))

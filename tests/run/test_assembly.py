@@ -310,3 +310,11 @@ def test_bits_depend_on_the_device_and_how_many_there_are(
     found = environment(torch.device(kind), ranks, gpus)
     assert (found["device"], found["ranks"]) == (name, 3)
     assert found["torch"] == str(torch.__version__)
+
+
+def test_a_warm_up_lasts_its_epochs() -> None:
+    words = ["--dataset", "mnist", "--nEpochs", "8", "--warmup", "2", "--schedule", "cosine"]
+    plan = training.schedule_of(parsed(*words, "--LR", "0.4"))
+    rates = [plan.at(epoch / 8)[0] for epoch in (0, 1, 2, 3)]
+    assert rates[:3] == pytest.approx([0, 0.2, 0.4], abs=0.01)
+    assert rates[3] < rates[2]

@@ -2,12 +2,15 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import rig
 import torch
 from common import DATA
 
+import configs
 import utils
 
 CPU = torch.device("cpu")
@@ -93,3 +96,29 @@ def test_a_run_of_before_goes_on_in_float32(
         assert "fp32" in lines(said, "device")
         prints.append(rig.fingerprint(tmp_path / name))
     assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "saved", "has_bf16", "taken"),
+    [
+        # What is asked for is taken.
+        ("fp16", "cuda", {}, False, "fp16"),
+        ("fp32", "cpu", {"precision": "bf16"}, True, "fp32"),
+        # A new run takes what its devices are good at.
+        ("auto", "cpu", None, True, "bf16"),
+        ("auto", "cpu", None, False, "fp32"),
+        ("auto", "cuda", None, True, "bf16"),
+        # One that has begun keeps what it began with; before it was written down, a CPU's was fp32.
+        ("auto", "cpu", {"precision": "fp32"}, True, "fp32"),
+        ("auto", "cpu", {"precision": "bf16"}, False, "bf16"),
+        ("auto", "cpu", {}, True, "fp32"),
+        ("auto", "cuda", {}, True, "bf16"),
+        ("auto", "cuda", {}, False, "fp32"),
+    ],
+)
+def test_a_precision_is_settled_once(
+    asked: str, device: str, saved: dict[str, str] | None, has_bf16: bool, taken: str
+) -> None:
+    before: Any = None if saved is None else SimpleNamespace(settings=saved)
+    found = configs._precision_name(asked, torch.device(device), before, has_bf16)
+    assert found == taken
