@@ -6,7 +6,7 @@ import pytest
 
 import predict
 import prepare
-from base.arguments import add_limit_options
+from base.arguments import add_limit_options, path_of
 from datasets.images import Limits
 
 
@@ -50,3 +50,15 @@ def test_prepare_hands_its_limits_on() -> None:
 def test_predict_has_them_too() -> None:
     given = predict.build_parser().parse_args(["a.pt", "b", "--maxMegabytes", "7"])
     assert given.maxMegabytes == 7
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "a\tb", "a\x00b", "a\x1b[0m"])
+def test_a_path_that_breaks_a_line_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot be a path here: rename it"):
+        path_of(text)
+
+
+def test_a_path_is_taken_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/you")
+    assert path_of("~/runs") == "/home/you/runs"
+    assert path_of("a b/\u65e5'\"$x") == "a b/\u65e5'\"$x"

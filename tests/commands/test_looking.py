@@ -329,3 +329,13 @@ def test_a_sweep_is_ranked(
     assert "begun" in err
     assert compare.short_names(["a/mnist/x", "a/cifar/x"]) == ["mnist", "cifar"]
     assert compare.short_names(["a/b", "a/b"]) == ["b", "b"]
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet"])
+def test_a_network_is_looked_into_as_it_is_tested(name: str) -> None:
+    """Dropout and batch statistics would show another place each time."""
+    network = model.create(name, 4, 64)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    tested = heatmaps(network.eval(), images)
+    assert torch.equal(heatmaps(network.train(), images), tested)
+    assert network.training
