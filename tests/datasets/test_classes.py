@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from base.errors import Refused
+from datasets.classes import chosen
 from datasets.images import FileImages, refuse_unknown, relabelled
 
 
@@ -43,3 +44,8 @@ def test_other_numbers_of_the_same_classes_are_taken_over() -> None:
     found = relabelled(images, ["y", "z", "x"])
     assert found.labels.tolist() == [2, 0, -1]
     assert (images.labels.tolist(), images.classes[0]) == ([0, 1, -1], "x")
+
+
+def test_classes_keep_their_order_where_nothing_is_chosen() -> None:
+    images = FileImages(["a", "b"], np.array([0, 1]), ["zebra", "ant"], "d")
+    assert chosen(images, None, None) is images

@@ -492,3 +492,11 @@ def test_an_array_of_a_pickle_begins_empty(kind: type, shape: tuple[int, ...]) -
     with pytest.raises(pickle.UnpicklingError, match="begins an array of shape"):
         cifar._reconstruct(kind, shape, b"b")
     assert cifar._reconstruct(np.ndarray, (0,), b"b").shape == (0,)
+
+
+@pytest.mark.parametrize("lacking", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_images_without_their_labels_are_refused(lacking: str, tmp_path: Path) -> None:
+    there = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte"} - {lacking}
+    (tmp_path / there.pop()).write_bytes(b"\0" * 100)
+    with refused_with("lacks train-images-idx3-ubyte or its labels: fetch both again"):
+        arrays.idx_pair(tmp_path, "train", arrays.DIGITS)

@@ -310,3 +310,20 @@ def test_published_weights_are_normalised_as_published() -> None:
     preset = torchvision.transforms._presets.ImageClassification(crop_size=224)
     assert list(weights.IMAGENET_MEAN) == preset.mean
     assert list(weights.IMAGENET_STD) == preset.std
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Weights only load failed: set `weights_only=False`"), None),
+        (EOFError(), "EOFError"),
+        (ValueError("bad magic\nand more"), "bad magic"),
+    ],
+)
+def test_why_a_file_is_no_weights_is_said_without_torch_s_advice(
+    error: Exception, reason: str | None
+) -> None:
+    said = str(weights._damaged("w.pt", error))
+    # Its advice is to run whatever is in the file.
+    reason = reason or "it cannot be read as plain data"
+    assert said == f"w.pt is damaged or no file of weights: {reason}"
