@@ -29,7 +29,7 @@ from rig import make_images
 
 import data
 from base.errors import Refused
-from datasets import containers, parquet, parts
+from datasets import containers, parquet, parts, shards
 from datasets import zipped as zip_files
 from datasets.braces import expand
 from datasets.images import FileImages, Limits
@@ -781,3 +781,15 @@ def test_an_image_of_one_shard_lies_in_it(tmp_path: Path) -> None:
     images = opened("shards", tmp_path / "train-0.tar", "train")
     assert images.path(0).startswith(f"{tmp_path}/train-0.tar/")
     assert all(name.startswith("train-0.tar/") for name in images.names)
+
+
+def test_an_index_that_was_made_in_another_way_is_not_used(tmp_path: Path) -> None:
+    """By other columns the labels are others."""
+    paths = [str(path) for path in sorted((CONTAINERS / "wds-cls").glob("train-*.tar"))]
+    contents = [shards.KIND.scan(path) for path in paths]
+    kept = tmp_path / "index.npz"
+    stamps = [(os.path.getsize(path), 2) for path in paths]
+    containers._write(kept, "column a", paths, stamps, contents)
+    found = containers._read(kept, "column a")
+    assert [len(held.names) for _, held in found.values()] == [len(c.names) for c in contents]
+    assert containers._read(kept, "column b") == {}

