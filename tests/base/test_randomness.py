@@ -2,12 +2,15 @@
 tell.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from base import randomness
 from base.randomness import shuffled, uniforms
 
 ALL = np.arange(20_000)
@@ -88,3 +91,21 @@ def test_a_billion_images_take_no_memory() -> None:
     images = shuffled(places, 10**9, 2, 0)
     assert len(set(images.tolist())) == 1000
     assert 0 <= images.min() <= images.max() < 10**9
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 1000, 4097])
+def test_few_rounds_bring_every_position_inside(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At least a quarter of the domain is inside: half of what is outside is inside soon."""
+    feistel, permuted = randomness._feistel, [0]
+
+    def counted(values: np.ndarray, *more: Any) -> np.ndarray:
+        permuted[0] += len(values)
+        assert permuted[0] < 100 * (count + 10)
+        return feistel(values, *more)
+
+    monkeypatch.setattr(randomness, "_feistel", counted)
+    order = randomness.shuffled(np.arange(count), count, 3, 5)
+    assert sorted(order.tolist()) == list(range(count))
+    assert permuted[0] <= 8 * count + 20
