@@ -7,9 +7,12 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -440,7 +443,8 @@ def test_verifying_compares_with_the_published_hashes(
             name.write_bytes(content)
         monkeypatch.setitem(arrays.MNIST_SHA256, name.name, hashlib.sha256(content).hexdigest())
     prepare.main(["mnist", "--data_dir", str(tmp_path)])
-    assert "4 of 4 files compared with the published hashes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"(^|[^-])\b4 of 4 files compared with the published hashes", said)
     monkeypatch.setitem(arrays.MNIST_SHA256, "t10k-labels-idx1-ubyte", "0" * 64)
     with pytest.raises(SystemExit) as stop:
         prepare.main(["mnist", "--data_dir", str(tmp_path)])
@@ -500,3 +504,23 @@ def test_images_without_their_labels_are_refused(lacking: str, tmp_path: Path) -
     (tmp_path / there.pop()).write_bytes(b"\0" * 100)
     with refused_with("lacks train-images-idx3-ubyte or its labels: fetch both again"):
         arrays.idx_pair(tmp_path, "train", arrays.DIGITS)
+
+
+@pytest.mark.parametrize(("code", "is_there"), [(416, True), (404, False), (500, False)])
+def test_a_server_that_has_no_more_bytes_has_sent_all(
+    code: int, is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise urllib.error.HTTPError("http://x/a", code, "no", {}, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    content = b"all of it"
+    (tmp_path / "a.part").write_bytes(content)
+    digest = hashlib.md5(content).hexdigest()
+    if is_there:
+        fetch("http://x/a", tmp_path / "a", digest)
+        assert (tmp_path / "a").read_bytes() == content
+        return
+    with refused_with(r"cannot fetch http://x/a .*: try again to resume, or put a into"):
+        fetch("http://x/a", tmp_path / "a", digest)
+    assert (tmp_path / "a.part").read_bytes() == content

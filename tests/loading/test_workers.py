@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bad_images
@@ -27,7 +28,7 @@ import augmentation
 import data
 import opts
 from base.errors import Refused, clear_errors
-from loading import starts
+from loading import starts, workers
 from loading.deaths import WorkerWatch, print_unless_told
 from loading.plan import Plan
 from loading.starts import enough_processes
@@ -310,3 +311,52 @@ def test_sockets_lie_in_a_short_folder(
         return
     with pytest.raises(Refused, match="is too long a path for the workers' sockets"):
         starts.shorten_socket_paths()
+
+
+@pytest.mark.parametrize("in_worker", [False, True])
+def test_a_worker_s_batch_lies_in_shared_memory(
+    in_worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "get_worker_info", lambda: object() if in_worker else None)
+    room = workers._shared(2, 3, 4)
+    assert (room.shape, room.dtype) == ((2, 3, 4), torch.uint8)
+    assert room.is_shared() is in_worker
+
+
+@pytest.mark.parametrize(
+    ("error", "is_printed"),
+    [(RuntimeError("can't start new thread"), False), (ValueError("ours"), True)],
+)
+def test_what_cannot_be_raised_is_still_printed(
+    error: Exception, is_printed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", told.append)
+    given = SimpleNamespace(exc_value=error)
+    starts._print_unless_lacking(given)
+    assert told == ([given] if is_printed else [])
+
+
+@pytest.mark.parametrize(("parent", "ends"), [(0, True), (None, False)])
+def test_a_worker_ends_whose_server_has_ended(
+    parent: int | None, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended
+
+    asked: list[tuple[int, int]] = []
+    library = SimpleNamespace(prctl=lambda *given: asked.append(given))
+    monkeypatch.setattr(starts.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(os, "_exit", end)
+    server = os.getppid() if parent is None else parent
+    monkeypatch.setitem(sys.modules, "loading.shield", SimpleNamespace(SERVER=server))
+    if ends:
+        with pytest.raises(Ended):
+            starts._end_with_parent()
+    else:
+        starts._end_with_parent()
+    # Linux's PR_SET_PDEATHSIG.
+    assert asked == [(1, signal.SIGKILL)]

@@ -16,6 +16,7 @@ from torch import nn
 from model import create
 from models import OURS
 from models.layers import initialise
+from models.recompute import recompute
 
 
 def words(network: nn.Module) -> str:
@@ -283,3 +284,54 @@ def test_weights_are_drawn_by_he(mode: str) -> None:
     # The last layer stays as torch draws it, and no bias is drawn.
     assert torch.equal(last.weight, before)
     assert all(not layer.bias.any() for layer in network)
+
+
+class Counted(nn.Conv2d):
+    """Counts its forward passes."""
+
+    calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(images)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Counted(3, 3, 3, padding=1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images + self.conv(images)
+
+
+@pytest.mark.parametrize("layers", [lambda: Counted(3, 3, 3, padding=1), Block])
+def test_activations_are_computed_again_in_training_alone(layers: Callable[[], nn.Module]) -> None:
+    network = nn.Sequential(nn.Sequential(*(layers() for _ in range(6))))
+    assert recompute(network) > 0
+    counted = [module for module in network.modules() if isinstance(module, Counted)]
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    network.train()(images).sum().backward()
+    assert {module.calls for module in counted} == {2}
+    for module in counted:
+        module.calls = 0
+    network.eval()(images).sum().backward()
+    with torch.no_grad():
+        network.train()(images)
+    assert {module.calls for module in counted} == {2}
+
+
+@pytest.mark.parametrize("count", [4, 9, 16, 17, 30])
+def test_a_long_sequence_is_computed_again_in_parts(count: int) -> None:
+    layers: list[nn.Module] = []
+    for number in range(count):
+        layers += [nn.Conv2d(3, 3, 1)] + [nn.ReLU(inplace=True)] * (number % 3 == 0)
+    network = nn.Sequential(nn.Sequential(*layers))
+    assert recompute(network) == 1
+    parts = network[0].parts()
+    assert [layer for part in parts for layer in part] == layers
+    longest = int(len(layers) ** 0.5) + 1
+    # One may be a layer longer, for what overwrites its input.
+    assert max(map(len, parts)) <= longest + 1
+    assert len(parts) <= -(-len(layers) // longest)
+    assert not any(isinstance(part[0], nn.ReLU) for part in parts)

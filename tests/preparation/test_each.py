@@ -1,9 +1,11 @@
 """Work on many images ends, whatever happens to its processes."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from common import ROOT
 
@@ -49,3 +51,29 @@ def test_a_process_that_missed_its_signal_ends_all_the_same() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=40, cwd=ROOT
     )
     assert result.stdout == "ended\n", result.stderr
+
+
+LONG = """
+import sys
+sys.path[:0] = {paths!r}
+if __name__ == "__main__":
+    import test_each
+    from preparation.each import each
+    print(sum(each(test_each.square, range(40), 40, "x", 2)))
+"""
+
+
+def test_a_long_folder_for_temporary_files_is_no_hindrance(tmp_path: Path) -> None:
+    """The path of a socket may have 108 bytes."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    paths = [str(ROOT), str(ROOT / "tests" / "preparation"), str(ROOT / "tests" / "support")]
+    result = subprocess.run(
+        [sys.executable, "-c", LONG.format(paths=paths)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(long)},
+    )
+    assert result.stdout == f"{sum(number * number for number in range(40))}\n", result.stderr

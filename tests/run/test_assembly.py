@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import model
 import opts
 import utils
 from assembly import header, images, training
@@ -15,7 +16,9 @@ from datasets import DATASETS, PHOTOS
 from run.checkpoint import Every, Interval
 from run.folder import clear_folder, environment, holds_run, prepare_folder
 from run.signals import Signals
+from training.compiled import Compiled
 from training.lr_range import RangeTest
+from training.replicas import Replicas
 
 FOLDER = ["--dataset", "folder", "--data_dir", "d"]
 
@@ -336,3 +339,33 @@ def test_each_gpu_of_a_process_draws_its_own(
     assert 99 not in own
     assert len(set(own)) == count
     assert seeds[:first] + seeds[first + count :] == [99] * (4 - count)
+
+
+@pytest.mark.parametrize(("name", "least"), [("alexnet", 1), ("alexnetbn", 2)])
+@pytest.mark.parametrize(("device", "gpus"), [("cuda:1", [1, 2, 3]), ("cuda", [0, 1, 2])])
+def test_data_parallel_takes_neighbouring_gpus(
+    name: str, least: int, device: str, gpus: list[int]
+) -> None:
+    run: Any = SimpleNamespace(
+        step=SimpleNamespace(device=torch.device(device)), ranks=SimpleNamespace(world=1)
+    )
+    options: Any = SimpleNamespace(compile=False, gpus=3)
+    network = model.create(name, 3, 32)
+    found = training.make_parallel(options, run, network)
+    assert isinstance(found, Replicas)
+    assert (found.gpus, found.least, found.module) == (gpus, least, network)
+
+
+def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: ("compiled", network))
+    network: Any = model.create("alexnet", 3, 32)
+    for kind, asked in (("cpu", False), ("cpu", True), ("cuda", True)):
+        run: Any = SimpleNamespace(
+            step=SimpleNamespace(device=torch.device(kind)), ranks=SimpleNamespace(world=1)
+        )
+        options: Any = SimpleNamespace(compile=asked, gpus=1)
+        found = training.make_parallel(options, run, network)
+        if kind == "cuda":
+            assert isinstance(found, Compiled)
+        else:
+            assert found == (("compiled", network) if asked else network)
