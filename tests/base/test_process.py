@@ -164,3 +164,22 @@ def test_what_nobody_reads_goes_nowhere() -> None:
     # The pipe has no writer any more, and nothing came through it.
     assert os.read(reading, 10) == b""
     os.close(reading)
+
+
+BEGUN = """
+import signal, sys
+from base import errors, process
+process.begin()
+stopping = {signal.getsignal(number) for number in errors.asked_to_stop()}
+assert stopping == {errors.leave_at_once}, stopping
+assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+for stream, title in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+    assert isinstance(stream.buffer.raw, process.Lasting)
+    assert stream.buffer.raw.title == title
+print("begun")
+"""
+
+
+def test_a_program_begins_with_streams_that_last_and_signals_that_end_it() -> None:
+    result = subprocess.run([sys.executable, "-c", BEGUN], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "begun\n"), result.stderr

@@ -524,3 +524,15 @@ def test_a_server_that_has_no_more_bytes_has_sent_all(
     with refused_with(r"cannot fetch http://x/a .*: try again to resume, or put a into"):
         fetch("http://x/a", tmp_path / "a", digest)
     assert (tmp_path / "a.part").read_bytes() == content
+
+
+def test_a_pickle_s_bytes_and_types_are_cifar_s() -> None:
+    assert cifar._encode("\xff", "latin1") == b"\xff"
+    with pytest.raises(pickle.UnpicklingError, match="encoded as 'utf-8'"):
+        cifar._encode("\xff", "utf-8")
+    assert [cifar._dtype(code) for code in ("u1", "|u1", "i8", "<i8")] == [np.uint8] * 2 + [
+        np.int64
+    ] * 2
+    for code in ("O", "f4", ">i8", "V8"):
+        with pytest.raises(pickle.UnpicklingError, match="an array of type"):
+            cifar._dtype(code)

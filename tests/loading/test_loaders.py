@@ -13,11 +13,12 @@ from PIL import Image
 import augmentation
 import data
 import main
+import model
 import opts
 from augmentation import AUGMENTATIONS, WINDOW
 from base.errors import Failed, Refused, clear_errors
 from datasets import folder
-from loading import starts
+from loading import seen, starts
 from loading.deaths import end_workers
 from loading.plan import Plan
 from run.watch import Clock, Watch
@@ -236,3 +237,21 @@ def test_workers_ask_for_the_memory_of_their_batches(
     settings = loader._worker_settings(4, "spawn")
     assert asked == [(4, size)]
     assert (settings["timeout"], settings["persistent_workers"]) == (7, True)
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "turned"),
+    [
+        *(("ignore", None, False), ("apply", None, True)),
+        *(("ignore", "apply", True), ("apply", "ignore", False)),
+    ],
+)
+def test_images_are_turned_as_in_training_unless_asked_otherwise(
+    trained: str, asked: str | None, turned: bool, images: Path
+) -> None:
+    spec = model.create("ninbn", 3, 16, image_size=20, exif=trained).spec
+    listed = open_part(images)
+    pixels, indices, bad = next(seen.batches(spec, listed, asked))
+    assert listed.turn is turned
+    assert (pixels.shape[1:], bad) == ((3, 16, 16), [])
+    assert indices.tolist() == list(range(min(32, len(listed))))

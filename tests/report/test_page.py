@@ -218,3 +218,22 @@ def test_a_class_is_named_that_most_are_taken_for() -> None:
     assert [row["confused_with"] for row in found] == ["eel", "", "dog"]
     assert [row["images"] for row in found] == ["3", "2", "1"]
     assert [row["top1"] for row in found] == ["33.3333", "100.0000", "0.0000"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        *(("12.3456", "12.35"), ("100.0000", "100.00"), ("0.0049", "0.00")),
+        # Names and counts stay as they are.
+        *(
+            ("12", "12"),
+            ("v1.25", "v1.25"),
+            ("1.5", "1.5"),
+            ("1.12345", "1.12345"),
+            ("a.bcde", "a.bcde"),
+        ),
+        *((".1234", ".1234"), ("", "")),
+    ],
+)
+def test_a_page_shows_two_decimals(cell: str, shown: str) -> None:
+    assert page._brief(cell) == shown

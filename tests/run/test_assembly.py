@@ -357,7 +357,7 @@ def test_data_parallel_takes_neighbouring_gpus(
 
 
 def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network: ("compiled", network))
+    monkeypatch.setattr(torch, "compile", lambda network, **_: ("compiled", network))
     network: Any = model.create("alexnet", 3, 32)
     for kind, asked in (("cpu", False), ("cpu", True), ("cuda", True)):
         run: Any = SimpleNamespace(

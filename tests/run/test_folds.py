@@ -236,3 +236,14 @@ def test_a_fold_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture
         main.main(["--dataset", "synthetic", "--fold", text])
     assert error.value.code == 2
     assert f"argument --fold: '{text}' is not N/OF" in capsys.readouterr().err
+
+
+def test_pixels_that_are_read_batch_by_batch_have_no_folds() -> None:
+    class Stored:
+        where, pixels, labels = "x.h5", object(), np.arange(8)
+
+        def __len__(self) -> int:
+            return 8
+
+    with pytest.raises(Refused, match="x.h5 is read batch by batch: folds need --storage ram"):
+        folds._chosen(Stored(), np.arange(3))  # type: ignore[arg-type]
