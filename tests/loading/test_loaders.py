@@ -255,3 +255,11 @@ def test_images_are_turned_as_in_training_unless_asked_otherwise(
     assert listed.turn is turned
     assert (pixels.shape[1:], bad) == ((3, 16, 16), [])
     assert indices.tolist() == list(range(min(32, len(listed))))
+
+
+def test_a_test_reads_every_image_once(tmp_path: Path) -> None:
+    listed = open_part(make_images(tmp_path / "d", 75))
+    spec = model.create("ninbn", 3, 16, image_size=20).spec
+    found = [indices.tolist() for _, indices, _ in seen.batches(spec, listed)]
+    assert [index for part in found for index in part] == list(range(75))
+    assert [len(part) for part in found] == [32, 32, 11]

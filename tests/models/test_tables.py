@@ -305,9 +305,31 @@ class Block(nn.Module):
         return images + self.conv(images)
 
 
-@pytest.mark.parametrize("layers", [lambda: Counted(3, 3, 3, padding=1), Block])
-def test_activations_are_computed_again_in_training_alone(layers: Callable[[], nn.Module]) -> None:
-    network = nn.Sequential(nn.Sequential(*(layers() for _ in range(6))))
+class Blocks(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        for number in range(count):
+            self.add_module(f"block{number}", Block())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        for number in range(self.count):
+            images = self.get_submodule(f"block{number}")(images)
+        return images
+
+
+def sequence() -> nn.Module:
+    return nn.Sequential(nn.Sequential(*(Counted(3, 3, 3, padding=1) for _ in range(6))))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_what_a_network_repeats_is_computed_again(count: int) -> None:
+    assert recompute(Blocks(count)) == (count if count > 2 else 0)
+
+
+@pytest.mark.parametrize("made", [sequence, lambda: Blocks(6)])
+def test_activations_are_computed_again_in_training_alone(made: Callable[[], nn.Module]) -> None:
+    network = made()
     assert recompute(network) > 0
     counted = [module for module in network.modules() if isinstance(module, Counted)]
     images = torch.rand(2, 3, 8, 8, requires_grad=True)

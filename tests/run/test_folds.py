@@ -245,5 +245,5 @@ def test_pixels_that_are_read_batch_by_batch_have_no_folds() -> None:
         def __len__(self) -> int:
             return 8
 
-    with pytest.raises(Refused, match="x.h5 is read batch by batch: folds need --storage ram"):
+    with pytest.raises(Refused, match=r"x.h5 is read batch by batch: folds need --storage ram"):
         folds._chosen(Stored(), np.arange(3))  # type: ignore[arg-type]
