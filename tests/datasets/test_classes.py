@@ -49,3 +49,11 @@ def test_other_numbers_of_the_same_classes_are_taken_over() -> None:
 def test_classes_keep_their_order_where_nothing_is_chosen() -> None:
     images = FileImages(["a", "b"], np.array([0, 1]), ["zebra", "ant"], "d")
     assert chosen(images, None, None) is images
+
+
+@pytest.mark.parametrize("choice", ["a", "a,a", "b,b,b"])
+def test_a_choice_is_of_two_or_more_names(choice: str) -> None:
+    images = FileImages(["1", "2"], np.array([0, 1]), ["a", "b"], "d")
+    with pytest.raises(Refused, match="are not two or more names"):
+        chosen(images, choice, None)
+    assert chosen(images, "b,a", None).labels.tolist() == [1, 0]

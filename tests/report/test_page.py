@@ -237,3 +237,16 @@ def test_a_class_is_named_that_most_are_taken_for() -> None:
 )
 def test_a_page_shows_two_decimals(cell: str, shown: str) -> None:
     assert page._brief(cell) == shown
+
+
+@pytest.mark.parametrize(
+    ("top1", "epoch", "said"),
+    [
+        (None, None, "Nothing could be tested."),
+        (12.345, None, "Test top-1 12.35 %, of 20 images."),
+        (99.0, 3, "Test top-1 99.00 % in epoch 3, the best of 7."),
+    ],
+)
+def test_a_page_begins_with_the_result(top1: float | None, epoch: int | None, said: str) -> None:
+    found = page.Found(20, top1, [], [], 0, [], 0.0, [], epoch)
+    assert page._lead(found, 7) == said

@@ -1,18 +1,24 @@
 """What a run is put together from follows its options."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from common import ROOT
 
 import model
 import opts
 import utils
 from assembly import header, images, training
-from base.errors import Refused
+from base.errors import Interrupted, Refused
 from datasets import DATASETS, PHOTOS
+from run import launch
 from run.checkpoint import Every, Interval
 from run.folder import clear_folder, environment, holds_run, prepare_folder
 from run.signals import Signals
@@ -369,3 +375,90 @@ def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
             assert isinstance(found, Compiled)
         else:
             assert found == (("compiled", network) if asked else network)
+
+
+@pytest.mark.parametrize(
+    ("rank", "world", "found"),
+    [
+        ("0", "2", True),
+        (None, "2", False),
+        ("0", None, False),
+        (None, None, False),
+        ("", "", False),
+    ],
+)
+def test_a_launcher_says_rank_and_world(
+    rank: str | None, world: str | None, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert launch.is_rank() is found
+
+
+@pytest.mark.parametrize("given", [None, "SIGTERM"])
+def test_ranks_are_started_by_torch_s_launcher(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    monkeypatch.setenv(name, given or "x")
+    if given is None:
+        monkeypatch.delenv(name)
+    calls: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(os, "execv", lambda *call: calls.append(call))
+    launch.start_ranks(3, "main.py", ["--nGPU", "3"])
+    ((program, command),) = calls
+    assert program == command[0] == sys.executable
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    assert command[1:] == [*launcher, str(Path("main.py").resolve()), "--nGPU", "3"]
+    # Every signal that asks a run to save reaches the ranks.
+    handed = os.environ[name].split(",")
+    assert handed == [given] if given else {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR2"} <= {*handed}
+
+
+SHIELDED = """
+import os, signal, sys
+from base import errors
+from loading import deaths, shield
+numbers = (*errors.STOPPING, signal.SIGUSR1)
+assert all(signal.getsignal(number) == signal.SIG_IGN for number in numbers)
+assert sys.excepthook is deaths.print_unless_told
+assert shield.SERVER == os.getpid()
+print("shielded")
+"""
+
+
+def test_a_server_of_workers_is_shielded_from_the_group_s_signals() -> None:
+    command = [sys.executable, "-c", SHIELDED]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "shielded\n", result.stderr
+
+
+SECOND = """
+import os, signal, time
+from base import errors
+from run.signals import Signals
+with Signals() as signals:
+    signals.armed = True
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    print("asked", signals.stop == signal.SIGTERM, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+    print("still here")
+"""
+
+
+def test_a_second_signal_stops_a_run_now() -> None:
+    command = [sys.executable, "-c", SECOND]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "asked True\n"), result.stderr
+
+
+def test_a_signal_before_anything_can_be_saved_ends_the_run() -> None:
+    signals = Signals()
+    with pytest.raises(Interrupted):
+        signals._on_stop(signal.SIGTERM, None)
+    assert signals.stop == signal.SIGTERM
