@@ -1,9 +1,11 @@
 """What a run is put together from follows its options."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -462,3 +464,25 @@ def test_a_signal_before_anything_can_be_saved_ends_the_run() -> None:
     with pytest.raises(Interrupted):
         signals._on_stop(signal.SIGTERM, None)
     assert signals.stop == signal.SIGTERM
+
+
+def test_handlers_are_put_back_after_a_run() -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    with Signals() as signals:
+        within = [signal.getsignal(number) for number in numbers]
+        assert within == [signals._on_stop, signals._on_save, signals._on_stop]
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_data_set_is_what_its_document_says() -> None:
+    text = (ROOT / "docs" / "datasets.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (\d+) -> (\d+) \| ([^|]+) \|", text, re.MULTILINE)
+    told = {name: (int(stored), int(seen)) for name, stored, seen, _ in rows}
+    assert told == {name: (s.imageSize, s.cropSize) for name, s in DATASETS.items()}
+    for name, *_, epochs in rows:
+        if epochs.strip().isdecimal():
+            assert int(epochs) == DATASETS[name].nEpochs
+    for source in DATASETS.values():
+        module, _, function = source.opener.partition(":")
+        assert callable(getattr(import_module(f"datasets.{module}"), function))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from common import ROOT
 
+from run.hook import Hook
+
 HOOK = """
 import json
 
@@ -107,3 +109,24 @@ def test_mlflow_keeps_what_the_documented_hook_logs(tmp_path: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     found = mlflow.search_runs(search_all_experiments=True)
     assert "metrics.test_top1" in found.columns
+
+
+def test_a_hook_gets_record_and_run_and_fails_aloud_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heard: list[tuple[object, object]] = []
+
+    def function(record: object, run: object) -> None:
+        heard.append((record, run))
+        if len(heard) > 1:
+            raise ValueError("away")
+
+    told = Hook("m:f", function, {"folder": "d"})
+    told({"epoch": 1})
+    assert heard == [({"epoch": 1}, {"folder": "d"})]
+    assert capsys.readouterr().err == ""
+    told({"epoch": 2})
+    told({"epoch": 3})
+    assert len(heard) == 3
+    said = capsys.readouterr().err
+    assert said == "--hook m:f failed: ValueError: away; training continues\n"
