@@ -536,3 +536,18 @@ def test_a_pickle_s_bytes_and_types_are_cifar_s() -> None:
     for code in ("O", "f4", ">i8", "V8"):
         with pytest.raises(pickle.UnpicklingError, match="an array of type"):
             cifar._dtype(code)
+
+
+def test_what_is_not_there_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = "no file is in the form whose hashes are published: nothing was compared"
+    assert verify.verify("cifar10", tmp_path) == nothing
+    assert verify.verify("mnist", tmp_path) == nothing
+    for name in ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (tmp_path / name).write_bytes(name.encode())
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        monkeypatch.setitem(arrays.MNIST_SHA256, name, digest)
+    said = "2 of 4 files compared with the published hashes: all equal"
+    assert verify.verify("mnist", tmp_path) == said
+    (tmp_path / "data_batch_1").write_bytes(b"something else")
+    with refused_with("data_batch_1 has md5 .*, not .*: remove it, it is then fetched again"):
+        verify.verify("cifar10", tmp_path)

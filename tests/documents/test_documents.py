@@ -7,6 +7,10 @@ import pytest
 import tables
 from common import ROOT
 
+import export
+from datasets import parquet
+from training import lr_range
+
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -48,3 +52,19 @@ def test_every_page_is_in_the_readme_and_every_campaign_in_its_list() -> None:
     listed = (ROOT / "tests" / "campaigns" / "README.md").read_text()
     for path in (ROOT / "tests" / "campaigns").glob("*.py"):
         assert path.name == "test_campaigns.py" or f"`{path.name}`" in listed, path.name
+
+
+FIGURES = {
+    r"At most (\d+) MB of groups are kept": ("datasets.md", lambda: parquet.MAX_CACHE >> 20),
+    r"A worker keeps at most (\d+) MB of Parquet": ("speed.md", lambda: parquet.MAX_CACHE >> 20),
+    r"the images, at most (\d+), set the ranges": ("export.md", lambda: export.RANGED),
+    r"trains at most (\d+) steps at rates": ("training.md", lambda: lr_range.MAX_STEPS),
+}
+
+
+@pytest.mark.parametrize("form", FIGURES)
+def test_figures_are_those_of_the_code(form: str) -> None:
+    name, value = FIGURES[form]
+    found = re.search(form, (ROOT / "docs" / name).read_text())
+    assert found, name
+    assert int(found[1]) == value()

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 import prepare
+from datasets import folder
 from preparation import duplicates
+from preparation.check import check_one
 from preparation.duplicates import Seen
+from preparation.sources import Piece
 
 
 def see(name: str, side: int, label: str, digest: str, look: int = -1, pixels: int = 100) -> Seen:
@@ -127,3 +130,12 @@ def test_a_check_finds_leaks_and_other_sizes_of_an_image(
         "train/china/small.jpg",
         "train/flower/a.jpg",
     }
+
+
+def test_an_image_that_cannot_be_read_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    (tmp_path / "train" / "a" / "bad.jpg").write_bytes(b"no image")
+    images = folder.list_images(str(tmp_path / "train"), ["a"])
+    found = check_one([Piece(images, images.names)], (0, 0))
+    assert (found.width, found.height, found.look) == (0, 0, -1)
+    assert found.reason.startswith("not a JPEG")

@@ -191,3 +191,8 @@ def test_who_leaves_says_so_to_whoever_waits() -> None:
     assert not dist.is_initialized()
     assert store.check(["pulse 0"])
     assert store.get("pulse 0") == ranks.LEFT
+
+
+def test_a_step_is_one_part_on_one_device_unless_asked_otherwise() -> None:
+    step = Step(torch.device("cpu"))
+    assert (step.accumulate, step.gpus, step.ranks.world) == (1, 1, 1)
