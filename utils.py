@@ -55,6 +55,9 @@ class AsyncCopy:
             self.host = host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
+        elif values.device.type != "cpu":
+            # Another accelerator: this one waits.
+            self.host = values.cpu()
 
     def arrived(self) -> bool:
         return self.event is None or self.event.query()

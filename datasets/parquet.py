@@ -43,6 +43,8 @@ def open_parquet(data_dir: str | None, part: str, **settings: Any) -> FileImages
     wanted = Wanted(part, **settings)
     if data_dir is None:
         raise Refused("a folder with .parquet files is needed", limit="data_dir")
+    # Before files at an address are copied.
+    pyarrow_parquet()
     where, paths = find(data_dir, ".parquet", wanted.cache)
     names = told_names(where, paths) or _class_names(paths, wanted.columns)
     kind = Kind("parquet", partial(scan, columns=wanted.columns), partial(_made, wanted.columns))

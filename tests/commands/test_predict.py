@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import DATA
+from common import DATA, Terminal
 from PIL import Image
 from rig import make_images, on_folder
 
@@ -130,11 +130,6 @@ def test_images_in_containers_are_predicted_as_files_are(
         answers.append([line.rpartition(".jpg: ")[2] for line in lines])
     assert len(answers[0]) == 6
     assert answers[1:] == [answers[0]] * 3
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -495,6 +495,10 @@ def test_a_missing_library_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(containers, "import_module", gone)
     with refused_with(r"pip install -e '.\[parquet\]'"):
         opened("parquet", CONTAINERS / "hf-textlabel", "train")
+    # Files at an address are not copied first: it may be for nothing.
+    monkeypatch.setattr(parquet, "find", lambda *_: pytest.fail("it looked for files"))
+    with refused_with(r"pip install -e '.\[parquet\]'"):
+        opened("parquet", "https://example.org/train.parquet", "train")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "shards"])

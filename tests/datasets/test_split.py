@@ -1,11 +1,11 @@
 """Sides of a split, by images that are known."""
 
-import io
 import zipfile
 from functools import partial
 
 import numpy as np
 import pytest
+from common import Terminal
 from tqdm import tqdm
 
 from datasets import split, zipped
@@ -23,11 +23,6 @@ def test_a_class_without_images_is_no_loss() -> None:
     assert [len(side) for side in sides] == [30, 10]
     assert [np.bincount(side.labels).tolist() for side in sides] == [[15, 15], [5, 5]]
     assert {*sides[0].names} | {*sides[1].names} == {*every.names}
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_reading_all_images_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

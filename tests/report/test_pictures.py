@@ -1,12 +1,12 @@
 """What a picture shows is what it was given: read back from the figure before it becomes pixels."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from common import epoch_record
 from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -18,7 +18,7 @@ from training.lr_range import RangeTest
 
 
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved, each after its file was written."""
     saved: list[Figure] = []
     save = pictures.save
@@ -33,11 +33,9 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
 
 
 def record(epoch: int, **more: Any) -> EpochRecord:
-    fields = dict.fromkeys(EpochRecord.__dataclass_fields__, 1.0)
     given = {"epoch": epoch, "step": 10 * epoch, "lr": 0.1 / epoch, "train_loss": 2 / epoch}
     given |= {"test_loss": 3 / epoch, "train_top1": 40.0 + epoch, "test_top1": 30.0 + epoch}
-    values: dict[str, Any] = fields | given | more
-    return EpochRecord(**values)
+    return epoch_record(**(given | more))
 
 
 def lines(axes: Any) -> dict[str, tuple[list[float], list[float]]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import epoch_record
 from PIL import Image
 from rig import ROOT, make_images, on_folder
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
@@ -321,8 +322,7 @@ def test_runs_are_called_by_what_tells_them_apart(paths: list[str], names: list[
 
 def test_a_run_without_a_test_ranks_last() -> None:
     def history(*top1: float | None) -> list[EpochRecord]:
-        values = dict.fromkeys(EpochRecord.__dataclass_fields__, 0)
-        return [EpochRecord(**(values | {"test_top1": value})) for value in top1]
+        return [epoch_record(test_top1=value) for value in top1]
 
     assert compare._best_top1(history(3.0, 7.5, None, 2.0)) == 7.5
     assert compare._best_top1(history(None, None)) < compare._best_top1(history(0.0))

@@ -1,6 +1,5 @@
 """What a pass says while it lasts, and what TensorBoard is given: by formulas."""
 
-import io
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from common import Terminal, epoch_record
 from torch import nn
 
 from loading.workers import BadImage
@@ -43,8 +43,7 @@ def events() -> tuple[Events, Kept]:
 
 
 def record(step: int, **more: Any) -> EpochRecord:
-    values: dict[str, Any] = dict.fromkeys(EpochRecord.__dataclass_fields__, 1.0)
-    return EpochRecord(**(values | {"epoch": 1, "step": step} | more))
+    return epoch_record(**({"epoch": 1, "step": step} | more))
 
 
 @pytest.mark.parametrize("count", [1, 7, 500, 501, 1000, 1001, 2600])
@@ -265,11 +264,6 @@ def test_bad_images_of_all_passes_are_listed(
     if not quiet:
         text = (tmp_path / "bad_images.csv").read_text().splitlines()
         assert text == ["path,reason", "a.jpg,empty", "b.jpg,no image"]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

@@ -486,3 +486,17 @@ def test_a_data_set_is_what_its_document_says() -> None:
     for source in DATASETS.values():
         module, _, function = source.opener.partition(":")
         assert callable(getattr(import_module(f"datasets.{module}"), function))
+
+
+def test_values_of_another_accelerator_are_copied_where_they_are() -> None:
+    class Values:
+        is_cuda, device = False, torch.device("mps")
+
+        def cpu(self) -> torch.Tensor:
+            return torch.tensor([1.0, 2.0])
+
+    copy = utils.AsyncCopy(Values())  # type: ignore[arg-type]
+    assert copy.arrived()
+    assert copy.take() == [1.0, 2.0]
+    held = torch.tensor([3.0])
+    assert utils.AsyncCopy(held).host is held

@@ -1,17 +1,33 @@
 """Places that tests look in."""
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import opts
 from base.errors import Refused, with_way_out
+from report.record import EpochRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "samples"
+
+
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def epoch_record(**values: Any) -> EpochRecord:
+    """Return a line of the log with these values, all others 1."""
+    fields: dict[str, Any] = dict.fromkeys(EpochRecord.__dataclass_fields__, 1.0)
+    return EpochRecord(**(fields | values))
 
 
 @contextlib.contextmanager
