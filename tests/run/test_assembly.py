@@ -410,7 +410,12 @@ def test_ranks_are_started_by_torch_s_launcher(
         monkeypatch.delenv(name)
     calls: list[tuple[str, list[str]]] = []
     monkeypatch.setattr(os, "execv", lambda *call: calls.append(call))
+    # What is not written yet would be gone with this program.
+    flushed: list[int] = []
+    stdout = SimpleNamespace(flush=lambda: flushed.append(len(calls)))
+    monkeypatch.setattr(sys, "stdout", stdout)
     launch.start_ranks(3, "main.py", ["--nGPU", "3"])
+    assert flushed == [0]
     ((program, command),) = calls
     assert program == command[0] == sys.executable
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
@@ -441,7 +446,9 @@ def test_a_server_of_workers_is_shielded_from_the_group_s_signals() -> None:
 SECOND = """
 import os, signal, time
 from base import errors
+from run import signals
 from run.signals import Signals
+signals.end_workers = lambda: print("workers ended", flush=True)
 with Signals() as signals:
     signals.armed = True
     os.kill(os.getpid(), signal.SIGTERM)
@@ -456,7 +463,9 @@ with Signals() as signals:
 def test_a_second_signal_stops_a_run_now() -> None:
     command = [sys.executable, "-c", SECOND]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "asked True\n"), result.stderr
+    assert (result.returncode, result.stdout) == (-signal.SIGTERM, "asked True\nworkers ended\n"), (
+        result.stderr
+    )
 
 
 def test_a_signal_before_anything_can_be_saved_ends_the_run() -> None:
