@@ -211,7 +211,7 @@ class HostLoader:
 
     def _seen(self, pipeline: Pipeline, indices: np.ndarray) -> Tensor:
         plan = ChosenPlan(len(indices), len(indices), chosen=indices)
-        return Reader(self.images, pipeline, plan, finishes=False)[Task(0, 0)][0]
+        return Reader(self.images, pipeline, plan)[Task(0, 0)][0]
 
 
 class FileLoader(HostLoader):

@@ -20,5 +20,5 @@ def batches(spec: Spec, images: FileImages, exif: str | None = None) -> Iterator
     sizes = spec.image_size, spec.crop_size
     pipeline = Pipeline([], *sizes, interpolation=spec.interpolation, fit=spec.fit)
     plan = Plan(len(images), BATCH)
-    reader = Reader(images, pipeline, plan, finishes=False)
+    reader = Reader(images, pipeline, plan)
     return (reader[Task(0, batch_index)] for batch_index in range(len(plan)))

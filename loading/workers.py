@@ -75,7 +75,7 @@ class Reader(Dataset[Decoded]):
     """
 
     def __init__(
-        self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool
+        self, images: FileImages, pipeline: Pipeline, plan: Plan, *, finishes: bool = False
     ) -> None:
         self.images = images
         self.pipeline = pipeline

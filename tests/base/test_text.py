@@ -36,3 +36,8 @@ def test_a_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (
         "name           n\n----------  ----\na long one     5\nb           1234\n"
     )
+
+
+def test_a_table_without_rows_is_its_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table([["name", "top-1"]])
+    assert capsys.readouterr().out == "name  top-1\n----  -----\n"

@@ -1,6 +1,7 @@
 """Other programs run our networks without our code, and know what they see."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from datasets import given
 from datasets.images import Limits
 from loading import seen as looked
 from models import temperature
+from models.int8 import quantise
 from training.metrics import calibration
 
 
@@ -270,6 +272,9 @@ def test_int8_says_what_it_costs(
     for name, more in (("whole.onnx", []), ("small.onnx", ["--int8", str(images)])):
         export.main([str(weights), "--to", "onnx", str(tmp_path / name), *more])
     told = capsys.readouterr().out
+    for name in ("whole.onnx", "small.onnx"):
+        megabytes = (tmp_path / name).stat().st_size / 1e6
+        assert f"{tmp_path / name}: onnx, {megabytes:.1f} MB, probabilities differ" in told
     size = {name: (tmp_path / name).stat().st_size for name in ("whole.onnx", "small.onnx")}
     assert size["small.onnx"] < 0.4 * size["whole.onnx"]
     kinds = {value.data_type for value in onnx.load(tmp_path / "small.onnx").graph.initializer}
@@ -297,3 +302,39 @@ def test_int8_is_of_onnx(weights: Path, tmp_path: Path, capsys: pytest.CaptureFi
         export.main([str(weights), "--to", "pt2", str(tmp_path / "x"), "--int8", str(tmp_path)])
     assert error.value.code == 2
     assert "--int8 is of ONNX files: give --to onnx" in capsys.readouterr().err
+
+
+def test_each_channel_has_its_own_8_bit_step_and_nothing_is_logged(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnx
+
+    export.main([str(weights), "--to", "onnx", str(tmp_path / "x.onnx")])
+    images = np.random.default_rng(1).integers(0, 256, (4, 3, 20, 20), np.uint8)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        quantise(tmp_path / "x.onnx", tmp_path / "y.onnx", [images[:2], images[2:]])
+    assert not [record for record in caplog.records if record.name == "root"]
+    # Whatever else this process has to say is heard again.
+    assert logging.root.manager.disable == logging.NOTSET
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.onnx", "y.onnx"]
+
+    graph = onnx.load(tmp_path / "y.onnx").graph
+    stored = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    steps = {
+        node.input[0]: stored[node.input[1]]
+        for node in graph.node
+        if len(node.input) > 1 and node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    kernels = [name for name in steps if stored[name].ndim == 4 and len(stored[name]) > 1]
+    assert kernels
+    for name in kernels:
+        assert steps[name].shape == (len(stored[name]),), name
+
+
+def test_what_cannot_be_quantised_is_said_not_what_it_did_not_leave(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no graph")
+    with pytest.raises(Exception, match="pars") as error:
+        quantise(tmp_path / "x.onnx", tmp_path / "y.onnx", [])
+    assert not isinstance(error.value, FileNotFoundError)
+    assert logging.root.manager.disable == logging.NOTSET

@@ -160,6 +160,18 @@ def test_wrong_calls_are_one_line(
     assert len(said.splitlines()) == 1
 
 
+def test_likeness_is_to_one_image(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder names none, were there one image alone in it."""
+    image = min((trained / "images" / "val" / "class 1").iterdir())
+    (tmp_path / "one").mkdir()
+    shutil.copy(image, tmp_path / "one")
+    assert run(weights(trained), image.parent, "--similar", tmp_path / "one") == 2
+    assert capsys.readouterr().err.endswith("/one: name one image file\n")
+    assert run(weights(trained), image.parent, "--similar", tmp_path / "one" / image.name) == 0
+
+
 def test_nothing_that_is_read_is_written_over(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -220,6 +220,27 @@ def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:
     assert ours.cached(path, "key", lambda: (mean, std)) == (mean, std)
 
 
+def test_a_folder_is_the_same_by_whatever_path(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its statistics are measured once."""
+    monkeypatch.chdir(images.parent)
+    for number, path in enumerate((Path(images.name), images, images / ".." / images.name)):
+        more = ["--nEpochs", "1", "--expID", str(number), "--expDir", str(tmp_path / "runs")]
+        main.main(on_folder(path, *more))
+    statistics = json.loads((tmp_path / "runs" / "folder" / "statistics.json").read_text())
+    assert len(statistics) == 1
+
+
+def test_torchvisions_network_says_that_images_are_too_small(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*on_folder(images), "--netType", "inception_v3", "--expDir", str(tmp_path)]
+    said = refused([*arguments, "--imageSize", "80", "--cropSize", "80"], capsys)
+    assert "inception_v3 cannot take images of 80 x 80 pixels" in said
+    assert "--cropSize" in said
+
+
 def test_statistics_is_a_script_of_its_own(tmp_path: Path) -> None:
     command = [
         sys.executable,

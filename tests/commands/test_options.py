@@ -214,3 +214,18 @@ def test_the_fine_stem_is_refused_where_there_is_none(capsys: pytest.CaptureFixt
         with pytest.raises(SystemExit):
             opts.parse(arguments)
         assert arguments[-2] in capsys.readouterr().err
+
+
+def test_help_names_the_defaults_of_the_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        opts.parse(["--help"])
+    # Lines are wrapped at blanks and hyphens.
+    said = "".join(capsys.readouterr().out.split())
+    documents = (ROOT / "docs" / "options.md").read_text()
+    rows = re.findall(r"^\| `(--\w+)`[^|]*\| (.+?) \| (.+?) \|$", documents, re.M)
+    assert len(rows) > 80
+    for option, default, meaning in rows:
+        about, shown = meaning.replace(" ", ""), default.replace(" ", "")
+        found = re.search(f"{option}.{{0,60}}?{re.escape(about)}.*?\\(default:(.*)", said)
+        assert found, option
+        assert found[1].startswith(f"{shown})"), option

@@ -179,8 +179,13 @@ def test_one_class_is_refused_and_numbers_without_images_are_said(tmp_path: Path
 def test_a_run_leaves_its_split_as_a_table(places: dict[str, list[str]], tmp_path: Path) -> None:
     folder = places["folder"][3]
     where = ["--dataset", "folder", "--data_dir", f"{folder}/train", "--valShare", "0.25"]
-    finish(command(where, tmp_path / "a", "--nThreads", "0"))
+    said = finish(command(where, tmp_path / "a", "--nThreads", "0"))
     split = rig.run_folder(tmp_path / "a") / "split.csv"
+    with split.open(newline="") as file:
+        sides = [row["split"] for row in csv.DictReader(file)]
+    trained, tested = sides.count("train"), len(sides) - sides.count("train")
+    assert trained > tested > 0
+    assert f"split     {trained} images to train on, {tested} to test on: {split}\n" in said
     where = ["--dataset", "table", "--labels", str(split), "--data_dir", f"{folder}/train"]
     finish(command(where, tmp_path / "b", "--nThreads", "0"))
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")

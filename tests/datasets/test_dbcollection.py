@@ -141,6 +141,25 @@ def strings(*values: str) -> np.ndarray:
     return rows[0] if len(rows) == 1 else rows
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("shape", [(3, 2, 5), (3, 2, 5, 1), (3, 2, 5, 3)])
+def test_pixels_are_grey_or_coloured(shape: tuple[int, ...], storage: str, tmp_path: Path) -> None:
+    images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    path = write(tmp_path / "x.h5", {"train": GOOD | {"images": images}})
+    found = dbcollection.open_part("x", path, None, "train", storage)
+    wanted = torch.from_numpy(images.reshape(3, 2, 5, -1)).movedim(3, 1)
+    assert torch.equal(pixels_of(found), wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(0, 1 << 20), (3 << 20, 3 << 20), (1 << 50, hdf5.MAX_CACHE)]
+)
+def test_a_file_keeps_what_its_pixels_take(size: int, kept: int, tmp_path: Path) -> None:
+    file = hdf5.File(write(tmp_path / "x.h5", {"train": dict(GOOD)}))
+    file.keep(size)
+    assert file.handle().id.get_access_plist().get_cache()[2] == kept
+
+
 def test_old_files_and_files_of_one_class_are_read(tmp_path: Path) -> None:
     images = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
     old = {

@@ -389,3 +389,13 @@ def test_torchvisions_networks_are_built_for_the_size_asked_for(name: str, size:
     with torch.device("meta"):
         network = peers.build(name, 3, size, "fast").eval()
         assert network(torch.zeros(1, 3, size, size)).shape == (1, 3)
+
+
+def test_torchvisions_network_is_not_drawn_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own drawing of inception_v3 takes a minute, and its values are not used."""
+
+    def drawn(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", drawn)
+    assert isinstance(peers.build("inception_v3", 3, 299, "fast"), torch.nn.Module)

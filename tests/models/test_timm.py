@@ -39,6 +39,8 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     # It is not its size that is wrong.
     assert "pixels" not in str(refused.value)
     assert refused.value.limit == ""
+    with pytest.raises(Refused, match=r"timm has no network 'q0'$"):
+        model.create("timm:q0", 3, 64)
 
 
 def test_weights_of_timm_come_with_its_mean_and_deviation(tmp_path: Path) -> None:
@@ -58,15 +60,17 @@ def test_weights_of_timm_come_with_its_mean_and_deviation(tmp_path: Path) -> Non
 def test_published_weights_are_kept_with_what_they_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(from_timm, "KEPT", tmp_path)
-    create = timm.create_model
+    monkeypatch.setattr(from_timm, "KEPT", tmp_path / "cache" / "timm")
+    create, asked = timm.create_model, list[bool]()
 
     def fetched(name: str, pretrained: bool = False, **more: object) -> torch.nn.Module:
+        asked.append(pretrained)
         return create(name, **more)
 
     # Where timm fetches from cannot be reached here.
     monkeypatch.setattr(timm, "create_model", fetched)
     path = model.published_weights("timm:resnet18")
+    assert asked == [True]
     network = model.create("timm:resnet18", 3, 64)
     fresh = model.load_weights(network, model.weights.read(path), path)
     assert fresh == ["body.fc.weight", "body.fc.bias"]

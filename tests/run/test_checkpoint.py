@@ -3,6 +3,7 @@ reaches the disk.
 """
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -261,6 +262,17 @@ def test_weights_of_epochs_are_kept_as_asked(every: str, names: set[str], tmp_pa
     rig.finish(rig.options(tmp_path, "--nEpochs", "3", "--snapshot", every))
     found = {path.name for path in rig.run_folder(tmp_path).glob("*.pt")}
     assert found - {"best.pt"} == names
+
+
+def test_a_worse_epoch_after_a_resume_leaves_the_best_weights(tmp_path: Path) -> None:
+    rig.finish(rig.options(tmp_path, "--nEpochs", "3"))
+    best = rig.run_folder(tmp_path) / "best.pt"
+    before = best.read_bytes()
+    rig.finish(rig.options(tmp_path, "--continue", "--nEpochs", "4", "--LR", "3"))
+    log = (best.parent / "log.jsonl").read_text().splitlines()
+    top1 = [json.loads(line)["test_top1"] for line in log]
+    assert top1[3] < max(top1[:3])
+    assert best.read_bytes() == before
 
 
 def test_options_given_anew_are_told_to_break_exactness(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rig import ROOT, make_images, on_folder
 import data
 import main
 from base.errors import Refused
+from base.randomness import key
 from datasets import folds
 from datasets.fold import Fold
 from report import pictures
@@ -49,6 +50,15 @@ def test_folds_do_not_follow_the_order_of_a_listing(images: Path) -> None:
         assert sorted(one.names) == sorted(other.names)
     first, second = (folds.numbers(every, 3, seed).tolist() for seed in (1, 2))
     assert first != second
+
+
+def test_folds_are_dealt_out_by_keys_of_the_names(images: Path) -> None:
+    """Folds that were trained yesterday leave out the same images today."""
+    every = data.open_images("folder", str(images), "train")
+    place = {name: number for number, name in enumerate(every.names)}
+    dealt = sorted(every.names, key=lambda name: (every.labels[place[name]], key(7, name)))
+    wanted = {name: number % 3 + 1 for number, name in enumerate(dealt)}
+    assert dict(zip(every.names, folds.numbers(every, 3, 7).tolist(), strict=True)) == wanted
 
 
 def test_suspected_labels_are_cleanlab_s() -> None:

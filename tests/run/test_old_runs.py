@@ -26,6 +26,7 @@ def old(tmp_path: Path) -> Path:
 def test_an_old_run_is_resumed_to_its_end(old: Path) -> None:
     said = rig.finish(rig.options(old, "--continue"))
     assert "epoch 2, step 21" in said
+    assert "an older version's checkpoint, which knows nothing of its images" in said
     # A new default never reaches into a run that has begun.
     assert "learning rate 0.01, regime over" in said
     log = (old / "synthetic" / "tiny" / "log.jsonl").read_text().splitlines()

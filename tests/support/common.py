@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,19 @@ def refused_with(pattern: str) -> Iterator[None]:
         yield
     shown = with_way_out(str(caught.value), caught.value.limit, opts.WAYS_OUT)
     assert re.search(pattern, shown, re.S), shown
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail what takes longer: a loop that never ends is a failure, not a test run that hangs."""
+
+    def late(number: int, frame: object) -> None:
+        pytest.fail(f"it takes longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
