@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -101,6 +102,21 @@ def fixtures(place: Path) -> None:
     os.mkfifo(place / "pipe")
     (place / "link.pt").symlink_to("best.pt")
     (place / "dead").symlink_to("nowhere")
+
+
+def lay_out(first: Path, place: Path) -> subprocess.Popen[bytes]:
+    """Copy the files to where the programs run. Returns what reads the pipe there: to write into
+    one that nobody reads waits, as it does with every program.
+    """
+    shutil.copytree(first, place, symlinks=True, ignore=shutil.ignore_patterns("pipe"))
+    os.mkfifo(place / "pipe")
+    reading = 'while cat "$0"; do :; done > /dev/null 2>&1'
+    return subprocess.Popen(["sh", "-c", reading, str(place / "pipe")], process_group=0)
+
+
+def end(reader: subprocess.Popen[bytes]) -> None:
+    os.killpg(reader.pid, signal.SIGKILL)
+    reader.wait()
 
 
 def options_of(program: str) -> list[str]:
@@ -230,8 +246,7 @@ def run(trials: int = 3000, seed: int = 1, *, show: int = 10) -> dict[str, Any]:
         fixtures(base / "first")
         options = {program: options_of(program) for program in PROGRAMS}
         place = base / "place"
-        shutil.copytree(base / "first", place, symlinks=True, ignore=shutil.ignore_patterns("pipe"))
-        os.mkfifo(place / "pipe")
+        reader = lay_out(base / "first", place)
         for _ in range(trials):
             program = pick.choice([*PROGRAMS, "main.py", "main.py"])
             words = command_line(pick, program, options[program])
@@ -249,11 +264,10 @@ def run(trials: int = 3000, seed: int = 1, *, show: int = 10) -> dict[str, Any]:
             if (problem or lost) and len(examples) < show:
                 examples.append(f"{program} {words}: {problem or lost}: {text[-600:]}")
             if after != before:
+                end(reader)
                 shutil.rmtree(place)
-                shutil.copytree(
-                    base / "first", place, symlinks=True, ignore=shutil.ignore_patterns("pipe")
-                )
-                os.mkfifo(place / "pipe")
+                reader = lay_out(base / "first", place)
+        end(reader)
     return {**counts, "statuses": statuses, "examples": examples}
 
 

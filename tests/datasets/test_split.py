@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from common import Terminal
+from common import Terminal, within
 from tqdm import tqdm
 
 from datasets import split, zipped
@@ -46,7 +46,8 @@ def test_a_backslash_leads_down_where_it_does_on_that_system(system: int, name: 
     [("a/b.jpg", ["a", "b.jpg"]), ("./a/b.jpg", ["a", "b.jpg"]), ("././b.jpg", ["b.jpg"])],
 )
 def test_a_point_is_no_folder_of_a_zip_file(name: str, parts: list[str]) -> None:
-    assert zipped._parts(name, "d.zip") == parts
+    with within(20):
+        assert zipped._parts(name, "d.zip") == parts
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 from common import ROOT
 from rig import OPTIONS
 
+from base import arguments
 from base.errors import Refused
 from base.randomness import shuffled
 from loading.plan import Plan
@@ -131,6 +133,22 @@ def test_under_torchrun_a_wrong_call_is_said_once(tmp_path: Path) -> None:
     # Nothing begins that a GPU would be missed in.
     assert "no GPU found" not in result.stdout
     assert result.stderr.count("there is no folder") == 1
+
+
+@pytest.mark.parametrize(("rank", "said"), [("", 1), ("0", 1), ("1", 0), ("10", 0)])
+def test_a_rank_that_torchrun_did_not_end_says_nothing_more(
+    rank: str, said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(arguments, "WAIT_FOR_FIRST", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            arguments.Parser(prog="main.py").error("no such network")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "main.py: error: no such network\n" * said
 
 
 def test_a_bad_image_on_one_rank_ends_all(images: Path, tmp_path: Path) -> None:
