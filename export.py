@@ -228,6 +228,8 @@ def export(
     for images in (calibrate, int8):
         if images is not None:
             given.refuse_written_over([str(out)], images)
+    if out.is_file() and out.suffix != f".{kind}":
+        raise Refused(f"{out} is there and no .{kind} file by its name: name another to write")
     if is_special(out):
         raise Refused(f"{out} is no regular file: what is written there could not be checked")
     with _room(out):

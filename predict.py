@@ -73,7 +73,7 @@ from torch import Tensor
 
 import model
 from base.errors import Refused, clear_errors, with_way_out
-from base.files import refuse_target
+from base.files import refuse_other_kind, refuse_target
 from base.text import printable
 from datasets import given
 from datasets.images import FileImages, Limits
@@ -144,10 +144,13 @@ def whole_of(spec: model.Spec, found: Sequence[Prediction], exif: str | None) ->
     return pixels_of(replace(spec, fit="pad", image_size=spec.crop_size), found, exif)
 
 
+# What is written with each option.
+WRITTEN = {"csv": "CSV", "sheet": "PNG", "mistakes": "CSV", "embed": ".npz", "explain": "PNG"}
+
+
 def _targets(arguments: argparse.Namespace) -> dict[str, str]:
     """Return the files to write, by their options."""
-    names = "csv", "sheet", "mistakes", "embed", "explain"
-    return {f"--{name}": path for name in names if (path := getattr(arguments, name))}
+    return {f"--{name}": path for name in WRITTEN if (path := getattr(arguments, name))}
 
 
 def _refuse_targets(arguments: argparse.Namespace) -> None:
@@ -165,6 +168,8 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
     for argument in arguments.images:
         if argument != "-":
             given.refuse_written_over(targets.values(), argument)
+    for name, path in targets.items():
+        refuse_other_kind(path, WRITTEN[name.removeprefix("--")])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -87,6 +87,12 @@ class Parser(argparse.ArgumentParser):
             time.sleep(WAIT_FOR_FIRST)
         self.exit(2, f"{self.prog}: error: {printable(message)}\n" if speaks else None)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        # argparse takes `--option=--` for an option without a value, and makes it an empty list.
+        if action.option_strings and arg_strings == ["--"]:
+            raise argparse.ArgumentError(action, "expected a value, not '--'")
+        return super()._get_values(action, arg_strings)
+
 
 def described(name: str, field: Field) -> Keywords:
     """Return what argparse wants to know of one field."""

@@ -135,6 +135,25 @@ def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] =
         raise Refused(f"cannot write {path}: {target.parent} is read-only for this user")
 
 
+# What a file of this kind begins with; a CSV holds text.
+SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", ".npz": b"PK\x03\x04"}
+
+
+def refuse_other_kind(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise Refused where a file of another kind would be replaced: a slip names a photograph, or
+    weights.
+
+    kind: what is written: PNG, .npz or CSV.
+    """
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        begin = file.read(4096)
+    same = b"\0" not in begin if kind == "CSV" else begin.startswith(SIGNATURES[kind])
+    if begin and not same:
+        raise Refused(f"{path} is there and no {kind} file: name another to write")
+
+
 def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:
     """Return what a regular file of at most `most` bytes holds.
 

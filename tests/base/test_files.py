@@ -1,6 +1,7 @@
 """What is written is whole or not there; what is no regular file is neither read nor replaced."""
 
 import os
+import re
 import stat
 import threading
 import tracemalloc
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from base import files
 from base.errors import Refused
 from base.files import read_bytes, read_text, refuse_target, replacing, whole_file, write_rows
 
@@ -137,3 +139,33 @@ def test_a_file_of_more_than_256_mebibytes_is_no_text(tmp_path: Path) -> None:
     os.truncate(path, (256 << 20) + 1)
     with pytest.raises(ValueError, match="268435456"):
         read_text(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "refused"),
+    [
+        ("PNG", b"\x89PNG\r\n\x1a\n...", False),
+        ("PNG", b"", False),
+        ("PNG", b"\xff\xd8\xff\xe0...", True),
+        ("PNG", b"path,class\n", True),
+        (".npz", b"PK\x03\x04...", False),
+        (".npz", b"\x89PNG\r\n\x1a\n...", True),
+        ("CSV", "of before, \xe9\n".encode("latin-1"), False),
+        ("CSV", b"PK\x03\x04\0\0", True),
+        ("CSV", b"\x89PNG\r\n\x1a\n\0\0", True),
+    ],
+)
+def test_a_file_becomes_none_of_another_kind(
+    kind: str, content: bytes, refused: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    files.refuse_other_kind(path, kind)
+    path.write_bytes(content)
+    (tmp_path / "link").symlink_to("x")
+    for name in (path, tmp_path / "link"):
+        if refused:
+            with pytest.raises(Refused, match=f"is there and no {re.escape(kind)} file"):
+                files.refuse_other_kind(name, kind)
+        else:
+            files.refuse_other_kind(name, kind)
+    files.refuse_other_kind("/dev/null", kind)

@@ -244,9 +244,9 @@ def test_images_that_decide_no_temperature_are_refused() -> None:
 def test_what_is_calibrated_on_is_not_written_over(
     named: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo, rows = tmp_path / "a.png", tmp_path / "t.csv"
-    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(photo)
-    rows.write_text("path,label\na.png,class 0\n")
+    photo, rows = tmp_path / "a.pt2", tmp_path / "t.csv"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(photo, format="PNG")
+    rows.write_text("path,label\na.pt2,class 0\n")
     target = rows if named == "table" else photo
     before = target.read_bytes()
     with pytest.raises(SystemExit) as stop:

@@ -17,6 +17,7 @@ from rig import make_images, on_folder
 from torch import nn
 
 import compare
+import export
 import main
 import model
 import predict
@@ -178,8 +179,9 @@ def test_nothing_that_is_read_is_written_over(
     folder = tmp_path / "shards"
     prepare.main(["pack", "--data_dir", str(trained / "images"), "--out", str(folder)])
     shard = next(folder.glob("*train*.tar"))
-    photo = tmp_path / "photo.jpg"
-    shutil.copy(trained / "images" / "val" / "class 0" / "0.jpg", photo)
+    photo = tmp_path / "photo.png"
+    with Image.open(trained / "images" / "val" / "class 0" / "0.jpg") as image:
+        image.save(photo)
     rows = tmp_path / "t.csv"
     rows.write_text(f"path,label\n{photo},class 0\n")
     calls = {
@@ -211,6 +213,39 @@ def test_an_output_that_is_there_is_replaced_whatever_names_the_images(
         monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photo}\n"))
         assert run(weights(trained), argument, "--csv", out) == 0
         assert out.read_text().startswith("path,rank,class,probability")
+
+
+@pytest.mark.parametrize("option", ["--csv", "--sheet", "--mistakes", "--embed", "--explain"])
+def test_weights_of_another_run_are_not_written_over(
+    option: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, link = tmp_path / "other.pt", tmp_path / "link.png"
+    content = b"\0\x01" * 99
+    other.write_bytes(content)
+    link.symlink_to(other)
+    for name in (other, link):
+        assert run(weights(trained), trained / "images" / "val", option, name) == 2
+        assert "name another to write" in capsys.readouterr().err
+        assert other.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "other.pt", "link.pt"])
+def test_a_comparison_and_an_export_write_over_nothing_else(
+    name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for other in ("photo.jpg", "other.pt"):
+        (tmp_path / other).write_bytes(b"PK\x03\x04 of before")
+    (tmp_path / "link.pt").symlink_to("other.pt")
+    run_folder = Path(weights(trained)).parent
+    for call in (
+        [compare.main, str(run_folder), "--out", str(tmp_path / name)],
+        [export.main, weights(trained), "--to", "pt2", str(tmp_path / name)],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            call[0](call[1:])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.endswith("name another to write\n")
+        assert (tmp_path / name).read_bytes() == b"PK\x03\x04 of before"
 
 
 def test_where_no_image_can_be_read_that_is_said(

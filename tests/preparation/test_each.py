@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from multiprocessing import util
 from pathlib import Path
 
 from common import ROOT
@@ -45,10 +47,28 @@ def test_all_items_come_back_in_order() -> None:
     assert list(each.each(square, range(100), 100, "x", 2)) == [n * n for n in range(100)]
 
 
-def test_no_process_is_left_when_all_is_done() -> None:
+def marked(folder: Path, number: int) -> int:
+    """Leave a file as this process begins, and another one some time after its work is done."""
+    own = folder / f"{os.getpid()} began"
+    if not own.exists():
+        own.touch()
+        util.Finalize(None, mark_end, (folder, os.getpid()), exitpriority=1)
+    return number
+
+
+def mark_end(folder: Path, pid: int) -> None:
+    time.sleep(0.3)
+    (folder / f"{pid} ended").touch()
+
+
+def test_processes_that_have_done_all_end_in_their_own_time(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
-    assert sum(each.each(square, range(40), 40, "x", 2)) == sum(n * n for n in range(40))
+    assert sum(each.each(partial(marked, tmp_path), range(40), 40, "x", 2)) == sum(range(40))
     assert set(multiprocessing.active_children()) <= before
+    names = sorted(path.name for path in tmp_path.iterdir())
+    began = {name.split()[0] for name in names if name.endswith("began")}
+    assert began
+    assert names == sorted(f"{pid} {what}" for pid in began for what in ("began", "ended"))
 
 
 def test_a_process_that_missed_its_signal_ends_all_the_same() -> None:

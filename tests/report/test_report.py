@@ -326,3 +326,8 @@ def test_a_run_without_a_test_ranks_last() -> None:
 
     assert compare._best_top1(history(3.0, 7.5, None, 2.0)) == 7.5
     assert compare._best_top1(history(None, None)) < compare._best_top1(history(0.0))
+    records = [
+        epoch_record(test_top1=top1, epoch=n) for n, top1 in enumerate((3.0, None, 7.5, 2.0))
+    ]
+    # Epochs, best top-1, its epoch, last top-1.
+    assert compare._metrics(records)[:4] == ["4", "7.50", "2", "2.00"]

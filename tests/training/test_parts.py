@@ -70,6 +70,7 @@ class Heads(nn.Module):
 def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {}
     replayed: list[torch.Tensor] = []
+    order: list[str] = []
 
     def compile_(module: nn.Module, **more: Any) -> Any:
         """Return what a CUDA graph is like: its results lie in the same place each time."""
@@ -78,6 +79,7 @@ def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPat
         def graph(images: torch.Tensor, heads: bool) -> Any:
             found = module(images, heads=heads)
             values = found if heads else (found,)
+            order.append("replay")
             if len(replayed) < len(values):
                 replayed[:] = [torch.empty_like(value) for value in values]
             for place, value in zip(replayed, values, strict=False):
@@ -87,6 +89,8 @@ def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPat
         return graph
 
     monkeypatch.setattr(torch, "compile", compile_)
+    begin = "cudagraph_mark_step_begin"
+    monkeypatch.setattr(torch.compiler, begin, lambda: order.append("begin"))
     network = Compiled(Heads())
     assert settings == {"mode": "reduce-overhead", "dynamic": False}
     first, second = torch.full((4, 2), 1.0), torch.full((4, 2), 5.0)
@@ -98,9 +102,12 @@ def test_a_graph_has_one_size_and_gives_what_stays(monkeypatch: pytest.MonkeyPat
     alone = network(first)
     network(second)
     assert torch.equal(alone, 2 * first)
+    # Each step begins anew: torch would otherwise keep what the one before gave.
+    assert order == ["begin", "replay"] * 4
     # A batch of another size goes without the graph.
     places = [place.clone() for place in replayed]
     assert torch.equal(network(torch.ones(3, 2)), torch.full((3, 2), 2.0))
+    assert len(order) == 8
     assert all(torch.equal(*pair) for pair in zip(places, replayed, strict=True))
 
 
