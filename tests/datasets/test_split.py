@@ -56,6 +56,7 @@ def test_a_point_is_no_folder_of_a_zip_file(name: str, parts: list[str]) -> None
         # What says that it is UTF-8 is taken as it says.
         (0x800, "Ã©.jpg", "Ã©.jpg"),
         (0x800, "é.jpg", "é.jpg"),
+        (0x800, "├⌐.jpg", "├⌐.jpg"),
         # Written as UTF-8 without saying so, read by zipfile as cp437.
         (0, "├⌐.jpg", "é.jpg"),
         # cp437 indeed: no UTF-8.

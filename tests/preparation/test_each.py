@@ -57,7 +57,7 @@ def marked(folder: Path, number: int) -> int:
 
 
 def mark_end(folder: Path, pid: int) -> None:
-    time.sleep(0.3)
+    time.sleep(1.5)
     (folder / f"{pid} ended").touch()
 
 
