@@ -224,12 +224,16 @@ def test_a_folder_is_the_same_by_whatever_path(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its statistics are measured once."""
-    monkeypatch.chdir(images.parent)
-    for number, path in enumerate((Path(images.name), images, images / ".." / images.name)):
-        more = ["--nEpochs", "1", "--expID", str(number), "--expDir", str(tmp_path / "runs")]
-        main.main(on_folder(path, *more))
-    statistics = json.loads((tmp_path / "runs" / "folder" / "statistics.json").read_text())
-    assert len(statistics) == 1
+    digits, runs = DATA / "mnist", tmp_path / "runs"
+    for place, dataset in ((images, "folder"), (digits, "mnist")):
+        monkeypatch.chdir(place.parent)
+        (link := tmp_path / dataset).symlink_to(place)
+        for number, path in enumerate((Path(place.name), place / ".." / place.name, link)):
+            more = ["--nEpochs", "1", "--limit", "32", "--batchSize", "16"]
+            arguments = [*on_folder(path, *more), "--expID", str(number), "--expDir", str(runs)]
+            main.main([*arguments, "--dataset", dataset])
+        statistics = json.loads((runs / dataset / "statistics.json").read_text())
+        assert len(statistics) == 1, dataset
 
 
 def test_torchvisions_network_says_that_images_are_too_small(
