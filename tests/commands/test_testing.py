@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import refused_with
+from common import DATA, refused_with
 from PIL import Image
 
 import main
@@ -67,6 +67,20 @@ def test_everything_comes_from_the_weights(
     # What is given goes before.
     result_of(trained, data, "--imageSize", "40", "--expID", "b")
     assert "pixels    40 -> 28, bicubic" in capsys.readouterr().out
+
+
+def test_digits_are_tested_as_while_training(tmp_path: Path) -> None:
+    """They have one test part, whose images are not chosen from a folder."""
+    digits = ["--dataset", "mnist", "--data_dir", str(DATA / "mnist"), "--nThreads", "0"]
+    same = [*digits, "--batchSize", "32", "--GPU", "-1", "--expDir", str(tmp_path)]
+    same += ["--limit", "64"]
+    main.main([*same, "--nEpochs", "1"])
+    run = tmp_path / "mnist" / "alexnetbn"
+    logged = json.loads((run / "log.jsonl").read_text())
+    main.main([*same, "--test", "--retrain", str(run / "best.pt")])
+    found = json.loads((tmp_path / "mnist" / "alexnetbn-test" / "test.json").read_text())
+    for name in ("test_loss", "test_top1"):
+        assert found[name] == logged[name]
 
 
 def test_a_folder_of_some_classes_keeps_the_weights_own_numbers(
