@@ -99,6 +99,15 @@ def test_safetensors_holds_the_weights(weights: Path, tmp_path: Path) -> None:
         assert all(torch.equal(file.get_tensor(name), own[name]) for name in own)
 
 
+def test_an_export_is_made_again_and_a_new_file_may_have_any_name(
+    weights: Path, tmp_path: Path
+) -> None:
+    for name in ("x.safetensors", "x.safetensors", "x"):
+        export.main([str(weights), "--to", "safetensors", str(tmp_path / name)])
+    first, second = (tmp_path / name for name in ("x", "x.safetensors"))
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_nothing_is_left_where_an_export_fails(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
