@@ -2,6 +2,7 @@
 files and threads stay.
 """
 
+import contextlib
 import os
 import random
 import resource
@@ -36,7 +37,13 @@ def used(pid: int) -> tuple[int, int, int]:
     """Return what a process holds: resident bytes of its own, open files, threads."""
     pages = Path(f"/proc/{pid}/statm").read_text().split()
     own = (int(pages[1]) - int(pages[2])) * resource.getpagesize()
-    return own, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+    files = 0
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            # Batches on their way come and go, and the sockets that bring them.
+            way = os.readlink(f"/proc/{pid}/fd/{name}")
+            files += not way.startswith(("/dev/shm/torch_", "socket:"))
+    return own, files, len(os.listdir(f"/proc/{pid}/task"))
 
 
 def few_files() -> None:

@@ -133,7 +133,8 @@ def test_memory_files_and_threads_stay() -> None:
     assert result["ended_well"]
     assert result["MiB_per_1000_images"] < 1
     assert result["MiB_per_1000_decodes"] < 1
-    assert result["more_files"] <= 8  # batches under way are files too
+    # A checkpoint may be just being written.
+    assert result["more_files"] <= 2
     assert (
         result["more_threads"] == result["files_left_open"] == result["left_in_shared_memory"] == 0
     )
