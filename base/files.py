@@ -136,14 +136,18 @@ def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] =
 
 
 # What a file of this kind begins with; a CSV holds text.
-SIGNATURES = {"PNG": b"\x89PNG\r\n\x1a\n", ".npz": b"PK\x03\x04"}
+SIGNATURES = {
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    ".npz": b"PK\x03\x04",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+}
 
 
 def refuse_other_kind(path: str | os.PathLike[str], kind: str) -> None:
     """Raise Refused where a file of another kind would be replaced: a slip names a photograph, or
     weights.
 
-    kind: what is written: PNG, .npz or CSV.
+    kind: what is written: PNG, .npz, HDF5 or CSV.
     """
     if not os.path.isfile(path):
         return

@@ -150,6 +150,8 @@ def test_a_file_of_more_than_256_mebibytes_is_no_text(tmp_path: Path) -> None:
         ("PNG", b"path,class\n", True),
         (".npz", b"PK\x03\x04...", False),
         (".npz", b"\x89PNG\r\n\x1a\n...", True),
+        ("HDF5", b"\x89HDF\r\n\x1a\n...", False),
+        ("HDF5", b"\x89PNG\r\n\x1a\n...", True),
         ("CSV", "of before, \xe9\n".encode("latin-1"), False),
         ("CSV", b"PK\x03\x04\0\0", True),
         ("CSV", b"\x89PNG\r\n\x1a\n\0\0", True),

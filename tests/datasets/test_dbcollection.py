@@ -334,6 +334,21 @@ def test_repacked_arrays_are_the_same(tmp_path: Path) -> None:
             assert np.array_equal(before[name][()], after[name][()])
 
 
+def test_metadata_takes_no_photographs_place(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    content = next(images.rglob("*.jpg")).read_bytes()
+    photo.write_bytes(content)
+    arrays = str(FILES / "cifar100" / "classification.h5")
+    for call in (["index", "--data_dir", str(images)], ["repack", "--data_dir", arrays]):
+        with pytest.raises(SystemExit) as stop:
+            prepare.main([*call, "--out", str(photo)])
+        assert stop.value.code == 2
+        assert "is there and no HDF5 file: name another" in capsys.readouterr().err
+        assert photo.read_bytes() == content
+
+
 def test_what_is_wrong_with_a_run_on_metadata_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
