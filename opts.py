@@ -72,13 +72,14 @@ LAUNCHED = (
 )
 
 
-def parse(argv: list[str] | None = None) -> Options:
-    """Read the command line. Exits with status 2 and one line where it is wrong.
+def parse(argv: list[str] | None = None, prog: str = "main.py") -> Options:
+    """Read the command line. Exits with status 2 and one line where it is wrong, which begins with
+    the name of the program.
 
     With --continue the run's own options.json is read first; only what is given again differs, and
     stands in `changed`.
     """
-    parser = build_parser()
+    parser = build_parser(prog)
     try:
         launched = {name: number_of(name, 0) for name in LAUNCHED}
     except Refused as error:
@@ -111,12 +112,12 @@ def parse(argv: list[str] | None = None) -> Options:
     return options
 
 
-def build_parser() -> Parser:
-    """Return main.py's parser, one option a field of Options."""
+def build_parser(prog: str = "main.py") -> Parser:
+    """Return the parser of main.py, whose options others take too: one a field of Options."""
     start = "Every option has a default: `python main.py --dataset mnist` trains at once."
     about = f"Train an image classifier. {start}"
     epilog = "@FILE reads options from a recipe file."
-    parser = Parser(prog="main.py", description=about, allow_abbrev=False, epilog=epilog)
+    parser = Parser(prog=prog, description=about, allow_abbrev=False, epilog=epilog)
     groups: dict[str, argparse._ArgumentGroup] = {}
 
     for name, field in FIELDS.items():
@@ -131,7 +132,9 @@ def build_parser() -> Parser:
 def _refuse_unknown(parser: Parser, unknown: list[str]) -> NoReturn:
     names = [text for action in parser._actions for text in action.option_strings]
     word = unknown[0].split("=")[0]
-    parser.error(f"unknown option {word}{nearest(word, names)} (python main.py --help lists all)")
+    parser.error(
+        f"unknown option {word}{nearest(word, names)} (python {parser.prog} --help lists all)"
+    )
 
 
 def _recipes_first(arguments: list[str], parser: Parser) -> list[str]:

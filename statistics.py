@@ -110,7 +110,7 @@ def main() -> None:
     from base.errors import clear_errors
 
     with clear_errors():
-        options = opts.parse()
+        options = opts.parse(prog="statistics.py")
         mean, std = configs.statistics(options, *configs.open_both(options)[:1])
         print(json.dumps({"mean": mean, "std": std}))
         process.refuse_lost()

@@ -261,6 +261,15 @@ def test_statistics_is_a_script_of_its_own(tmp_path: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["mean"][0] == pytest.approx(0.13, abs=0.01)
 
 
+@pytest.mark.parametrize("wrong", ["--dataset=mnits", "--dtaset"])
+def test_a_wrong_call_of_statistics_names_statistics(wrong: str) -> None:
+    command = [sys.executable, "statistics.py", wrong]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr.startswith("statistics.py: error: ")
+    assert "main.py" not in result.stderr
+
+
 def test_ten_crops_give_the_same_figures_in_batches_of_any_size(
     images: Path, tmp_path: Path
 ) -> None:
