@@ -16,7 +16,7 @@ from pathlib import Path
 from base import process
 from base.arguments import Parser, file_of
 from base.errors import Refused, clear_errors
-from base.files import read_text, refuse_other_kind, refuse_target
+from base.files import read_text, refuse_target
 from base.text import print_table, printable
 from report.record import EpochRecord, Json
 
@@ -152,8 +152,7 @@ def main(argv: list[str] | None = None) -> None:
             found = runs_below(arguments.sweep)
         else:
             found = {printable(folder): read(folder) for folder in arguments.runs}
-        refuse_target(arguments.out)
-        refuse_other_kind(arguments.out, "PNG")
+        refuse_target(arguments.out, kind="PNG")
         for run in found:
             if arguments.out.resolve().parent == Path(run).resolve() and arguments.out.exists():
                 raise Refused(f"{arguments.out} is a file of the run: name another picture")

@@ -228,6 +228,7 @@ def export(
     for images in (calibrate, int8):
         if images is not None:
             given.refuse_written_over([str(out)], images)
+    # By its name: weights and .pt2 files begin alike, .onnx files anyhow.
     if out.is_file() and out.suffix != f".{kind}":
         raise Refused(f"{out} is there and no .{kind} file by its name: name another to write")
     if is_special(out):

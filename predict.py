@@ -73,7 +73,7 @@ from torch import Tensor
 
 import model
 from base.errors import Refused, clear_errors, with_way_out
-from base.files import refuse_other_kind, refuse_target
+from base.files import refuse_target
 from base.text import printable
 from datasets import given
 from datasets.images import FileImages, Limits
@@ -169,7 +169,7 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
         if argument != "-":
             given.refuse_written_over(targets.values(), argument)
     for name, path in targets.items():
-        refuse_other_kind(path, WRITTEN[name.removeprefix("--")])
+        refuse_target(path, kind=WRITTEN[name.removeprefix("--")])
 
 
 def main(argv: list[str] | None = None) -> None:

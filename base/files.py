@@ -117,10 +117,21 @@ def refuse_foreign(path: Path, heading: list[str]) -> None:
         raise Refused(f"{path} is not of this program, which would replace it: move it away")
 
 
-def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] = "") -> None:
+# What a file of this kind begins with; a CSV holds text.
+SIGNATURES = {
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    ".npz": b"PK\x03\x04",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+}
+
+
+def refuse_target(
+    path: str | os.PathLike[str], source: str | os.PathLike[str] = "", kind: str = ""
+) -> None:
     """Raise Refused where no file can be written to `path`: said before hours of work, not after.
 
-    source: a file that is read, which must not be written over.
+    source: a file that is read, which must not be written over; kind: what is written, PNG, .npz,
+    HDF5 or CSV, which takes no other file's place: a slip names a photograph, or weights.
     """
     target = Path(os.path.realpath(path))
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
@@ -133,29 +144,12 @@ def refuse_target(path: str | os.PathLike[str], source: str | os.PathLike[str] =
         raise Refused(f"cannot write {path}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise Refused(f"cannot write {path}: {target.parent} is read-only for this user")
-
-
-# What a file of this kind begins with; a CSV holds text.
-SIGNATURES = {
-    "PNG": b"\x89PNG\r\n\x1a\n",
-    ".npz": b"PK\x03\x04",
-    "HDF5": b"\x89HDF\r\n\x1a\n",
-}
-
-
-def refuse_other_kind(path: str | os.PathLike[str], kind: str) -> None:
-    """Raise Refused where a file of another kind would be replaced: a slip names a photograph, or
-    weights.
-
-    kind: what is written: PNG, .npz, HDF5 or CSV.
-    """
-    if not os.path.isfile(path):
-        return
-    with open(path, "rb") as file:
-        begin = file.read(4096)
-    same = b"\0" not in begin if kind == "CSV" else begin.startswith(SIGNATURES[kind])
-    if begin and not same:
-        raise Refused(f"{path} is there and no {kind} file: name another to write")
+    if kind and target.is_file():
+        with target.open("rb") as file:
+            begin = file.read(4096)
+        same = b"\0" not in begin if kind == "CSV" else begin.startswith(SIGNATURES[kind])
+        if begin and not same:
+            raise Refused(f"{path} is there and no {kind} file: name another to write")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:

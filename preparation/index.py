@@ -14,15 +14,7 @@ import h5py
 import numpy as np
 
 from base.errors import Failed, Refused
-from base.files import (
-    is_special,
-    refuse_foreign,
-    refuse_other_kind,
-    refuse_target,
-    replacing,
-    whole_file,
-    write_json,
-)
+from base.files import is_special, refuse_foreign, refuse_target, replacing, whole_file, write_json
 from base.text import printable
 from datasets import dbcollection, folder, hdf5, table
 from datasets.images import FileImages
@@ -89,8 +81,7 @@ def write_table(origin: Origin, out: str) -> None:
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write an HDF5 file, whole or not at all."""
-    refuse_target(path)
-    refuse_other_kind(path, "HDF5")
+    refuse_target(path, kind="HDF5")
     if is_special(path):
         raise Refused(f"{path} is no regular file: HDF5 needs one", limit="out")
     try:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from base import files
 from base.errors import Refused
 from base.files import read_bytes, read_text, refuse_target, replacing, whole_file, write_rows
 
@@ -161,13 +160,13 @@ def test_a_file_becomes_none_of_another_kind(
     kind: str, content: bytes, refused: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "x"
-    files.refuse_other_kind(path, kind)
+    refuse_target(path, kind=kind)
     path.write_bytes(content)
     (tmp_path / "link").symlink_to("x")
     for name in (path, tmp_path / "link"):
         if refused:
             with pytest.raises(Refused, match=f"is there and no {re.escape(kind)} file"):
-                files.refuse_other_kind(name, kind)
+                refuse_target(name, kind=kind)
         else:
-            files.refuse_other_kind(name, kind)
-    files.refuse_other_kind("/dev/null", kind)
+            refuse_target(name, kind=kind)
+    refuse_target("/dev/null", kind=kind)
