@@ -43,6 +43,10 @@ OPTIONS = [
     "0",
 ]
 
+ONE_HEAD = (
+    "import sys, main; from training import metrics; metrics.AUXILIARY = 0; main.main(sys.argv[1:])"
+)
+
 
 def learn(name: str, epochs: int, *, heads: bool = True) -> dict[str, object]:
     """Train one network; return its accuracy, its losses, and the processor's seconds."""
@@ -50,7 +54,7 @@ def learn(name: str, epochs: int, *, heads: bool = True) -> dict[str, object]:
         start = (
             ["main.py"]
             if heads
-            else ["-c", "import sys, metrics, main; metrics.AUXILIARY = 0; main.main(sys.argv[1:])"]
+            else ["-c", ONE_HEAD]
         )
         command = [sys.executable, *start, *OPTIONS, "--netType", name, "--nEpochs", str(epochs)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
