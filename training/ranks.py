@@ -7,6 +7,8 @@ Only tensors cross ranks, never objects. torchrun tells who is there; one proces
 
 import atexit
 import contextlib
+import functools
+import itertools
 import multiprocessing
 import os
 import socket
@@ -36,6 +38,8 @@ PULSE = 5.0
 PATIENCE = timedelta(days=1)
 # Seconds between two looks at another rank's mark.
 POLL = 0.02
+# Numbers the groups that this process joins, the same on every rank.
+_joined = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -134,25 +138,27 @@ def join(device: torch.device, resume_command: str = "") -> Ranks:
     if not os.environ.get("RANK") or not os.environ.get("WORLD_SIZE"):
         return Ranks()
 
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
-    rank, world, local, node = (number_of(name, 0) for name in names)
+    told = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_RANK")
+    rank, world, local, node = (number_of(name, 0) for name in told)
     if world > 1 and not dist.is_initialized():
         watch = threading.Timer(SILENCE.seconds, _give_up, [rank])
         watch.daemon = True
         watch.start()
         # Both: stopping and saving are agreed on on the host, gradients on the device.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store, prefix = _store()
+        store, start = _store()
+        # Folds join anew in one process: the marks and addresses before are not theirs.
+        names = f"{start} group {next(_joined)}"
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore(prefix, store),
+            store=dist.PrefixStore(names, store),
             rank=rank,
             world_size=world,
             timeout=PATIENCE,
         )
         watch.cancel()
         # Of its own connection: a store answers one question at a time.
-        Pulse(dist.PrefixStore(prefix, store.clone()), rank, world, resume_command).start()
+        Pulse(dist.PrefixStore(names, store.clone()), rank, world, resume_command).start()
         _refuse_shared_gpu(device, rank, world)
     if rank:
         # For as long as the process lives.
@@ -250,8 +256,10 @@ def _lost_line(rank: int, world: int, reason: str, resume_command: str) -> str:
     )
 
 
+@functools.cache
 def _store() -> tuple[dist.Store, str]:
-    """Return where the ranks find each other, and the prefix of this start's names.
+    """Return where the ranks find each other, one for as long as the process lives, and the prefix
+    of this start's names.
 
     After a restart on one machine torchrun hands out the same store, with the addresses of the
     ranks that are gone: gloo then waited for them for ever. Several machines get a new one each

@@ -213,6 +213,12 @@ def test_a_rank_that_falls_silent_ends_the_others_with_one_line() -> None:
     assert time.monotonic() - started < 60
 
 
+def test_ranks_that_join_again_wait_for_each_other_again() -> None:
+    result = torchrun(2, str(CHILD.with_name("joined_rank.py")))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == [f"{turn}:{rank}" for turn in range(3) for rank in (0, 1)]
+
+
 def test_main_starts_its_ranks_itself(tmp_path: Path) -> None:
     command = [sys.executable, "main.py", "--GPU", "-1", "--nGPU", "2", "--parallel", "ranks"]
     command += ["--dataset", "synthetic", "--synthetic", "35:4:20", "--imageSize", "20"]
@@ -226,7 +232,7 @@ def test_main_starts_its_ranks_itself(tmp_path: Path) -> None:
         timeout=240,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "3 images on 2 ranks, too few for batch norm: it is left out" in result.stdout
+    assert "3 images on 2 ranks, too few: it is left out" in result.stdout
     assert "32 of 35 training" in result.stdout
     log = (tmp_path / "synthetic" / "ninbn" / "log.jsonl").read_text()
     assert json.loads(log)["step"] == 2
