@@ -35,12 +35,14 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
 
-        # float64: the variance is a small difference of large sums.
+        # Half precision is widened first, as in torch's own. float64: the variance is a small
+        # difference of large sums.
+        values = input.float() if input.dtype.itemsize < 4 else input
         dims = [0, *range(2, input.dim())]
         own = input.new_full((1,), input.numel() // input.shape[1], dtype=torch.float64)
         sums = [
-            input.sum(dims, dtype=torch.float64),
-            (input * input).sum(dims, dtype=torch.float64),
+            values.sum(dims, dtype=torch.float64),
+            (values * values).sum(dims, dtype=torch.float64),
         ]
         sizes = [input.shape[1], input.shape[1], 1]
         total, squares, count = _Sum.apply(torch.cat([*sums, own])).split(sizes)
@@ -53,7 +55,8 @@ class SyncBatchNorm(_BatchNorm):
         if self.affine:
             scale = scale * self.weight
         shift = -mean * scale + (self.bias if self.affine else 0)
-        return input * scale.to(input.dtype).view(shape) + shift.to(input.dtype).view(shape)
+        result = values * scale.to(values.dtype).view(shape) + shift.to(values.dtype).view(shape)
+        return result.to(input.dtype)
 
     @torch.no_grad()
     def _update_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

@@ -50,6 +50,21 @@ def test_batch_norm_over_one_rank_is_torchs(
     torch.testing.assert_close(norms[0](images), norms[1](images), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 2.0, 4.0])
+def test_batch_norm_over_ranks_loses_nothing_of_half_precision(
+    mean: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: None)
+    draws = torch.Generator().manual_seed(1)
+    images = (torch.randn(64, 3, 8, 8, generator=draws) * 0.05 + mean).bfloat16()
+    theirs, norm = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours = synchronise(nn.Sequential(norm), torch.device("cpu"))
+    found = ours(images)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), theirs(images.float()), atol=0.02, rtol=0.01)
+    torch.testing.assert_close(norm.running_var, theirs.running_var, atol=0, rtol=1e-5)
+
+
 def test_batch_norm_of_ranks_with_gpus_is_torchs_own() -> None:
     network = synchronise(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), torch.device("cuda"))
     assert type(network[0]) is nn.SyncBatchNorm
