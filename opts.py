@@ -38,6 +38,7 @@ WAYS_OUT = LIMIT_WAYS | {
     "in use": "wait for it, or choose another --expID",
     "holds a run": "resume it by --continue, remove it by --overwrite, or name another by --expID",
     "checkpoints": "restart with --overwrite",
+    "no test": "put images of them there, or name other --classes",
     "no split": "give --valShare 0.1 to split it",
     "own split": "leave out --valShare",
     "data_dir": "give --data_dir DIR",

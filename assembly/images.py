@@ -66,6 +66,7 @@ def open_both(options: Options, classes: Sequence[str] = ()) -> tuple[Images, Im
         raise Refused(f"{train.where} has {one}: a classifier needs at least 2")
     _warn_of_absent(train.classes, train, "training")
     _warn_of_absent(train.classes, test, "test")
+    _refuse_empty(test)
     return train, test
 
 
@@ -105,7 +106,14 @@ def open_tested(options: Options, classes: Sequence[str] | None) -> Images:
     images = relabelled(_of_classes(options, images), list(classes))
     _set_limits(options, images)
     _warn_of_absent(images.classes, images, "test")
+    _refuse_empty(images)
     return images
+
+
+def _refuse_empty(images: Images) -> None:
+    """Raise Refused where nothing can be tested."""
+    if not len(images):
+        raise Refused(f"{images.where} has no image of these classes to test on", limit="no test")
 
 
 def _limits(options: Options) -> Limits:
@@ -121,7 +129,7 @@ def _set_limits(options: Options, images: Images) -> None:
 
 
 def _warn_of_absent(classes: Sequence[str], images: Images, kind: str) -> None:
-    """Say which classes are not trained or tested: a figure of them would be missing without a
+    """Say which classes are not trained or tested: a metric of them would be missing without a
     word.
     """
     present = set(np.unique(images.labels).tolist())

@@ -208,6 +208,29 @@ def test_predicting_nothing_is_an_error_and_targets_are_checked_first(
     assert Path(weights).read_bytes() == before
 
 
+@pytest.mark.parametrize("kind", ["folders", "heic", "classes", "test"])
+def test_a_side_without_an_image_to_test_on_is_refused_before_training(
+    kind: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, more = make_images(tmp_path / "d", 12), []
+    for path in (images / "val").rglob("*.jpg"):
+        if kind != "classes" or path.parent.name != "class 2":
+            path.unlink()
+            if kind == "heic":
+                path.with_suffix(".heic").write_bytes(b"x")
+    if kind == "classes":
+        more = ["--classes", "class 0,class 1"]
+    if kind == "test":
+        weights = str(trained / "runs" / "folder" / "r" / "best.pt")
+        more = ["--test", "--retrain", weights, "--part", "val"]
+    command = [*on_folder(images, *more), "--netType", "alexnetbn", "--nEpochs", "1"]
+    status, output, error = said(main.main, [*command, "--expDir", str(tmp_path / "r")], capsys)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "no image" in error
+    assert "finished" not in output
+    assert not list((tmp_path / "r").glob("folder/alexnetbn*"))
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 def test_an_export_never_costs_its_source(
     kind: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
