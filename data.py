@@ -39,7 +39,7 @@ MAX_RESIDENT = 2 << 30
 
 
 class Loader(Protocol):
-    """What brings batches, `ArrayLoader` or `FileLoader`. bad: images left out, by number."""
+    """What brings batches, one of `AnyLoader`. bad: images left out, by number."""
 
     # Images: a protocol's attributes are invariant, each loader has one kind.
     images: Any
@@ -57,7 +57,9 @@ class Loader(Protocol):
 
 
 def open_images(name: str, data_dir: str | None, part: str, **settings: Any) -> Images:
-    """Open the part "train" or "test" of the data set called `name`. Raises Refused."""
+    """Open a part of the data set called `name`: "train" or "test", of image files also "all" and
+    "other". Raises Refused.
+    """
     if "storage" in settings:
         dbcollection = import_module("datasets.dbcollection")
         source, storage = settings["source"], settings["storage"]
@@ -185,10 +187,12 @@ class HostLoader:
             self.bad |= {image.index: image for image in bad}
 
             images = self.uploader.send(images)
-            draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
-            small = indices.numpy(), self.pipeline.to_send(draws)
-            chosen, sent = self.uploader.pack(*small)
+            chosen = indices
+            # On a CPU the steps are done where the batch was made.
             if self.device.type != "cpu":
+                draws = self.pipeline.draw_uniforms(epoch, indices.numpy())
+                small = indices.numpy(), self.pipeline.to_send(draws)
+                chosen, sent = self.uploader.pack(*small)
                 images = self.pipeline.apply_steps(images, draws, sent)
             labels = self.labels.index_select(0, chosen)
             # The loss is a mean over the images that were there.
@@ -225,7 +229,7 @@ class FileLoader(HostLoader):
         device: torch.device,
         *,
         workers: int = 0,
-        start_method: str = "fork",
+        start_method: str = "forkserver",
         timeout: int = 120,
         skip: bool = False,
     ) -> None:

@@ -321,23 +321,20 @@ def _temperature(network: model.Network, source: str, out: Path) -> float:
     """
     images = given.labelled(source, list(network.spec.classes), Limits())
     given.refuse_among([str(out)], images)
-    logits, labels = [], []
-    for pixels, truth in _labelled(network, images):
-        logits.append(network(pixels).float())
-        labels.append(truth)
-    scores, truth = torch.cat(logits), torch.cat(labels)
-    found = temperature.fit(scores, truth)
+    parts = [(network(pixels).float(), labels) for pixels, labels in _labelled(network, images)]
+    scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+    found = temperature.fit(scores, labels)
     if found is None:
-        count = f"{len(truth)} images, all right or by chance"
+        count = f"{len(labels)} images, all right or by chance"
         raise Refused(f"{source} decides no temperature ({count}): give more")
     told = []
     for divisor in (1.0, found):
         probabilities = temperature.scaled(scores, divisor)
-        error, _ = calibration(probabilities, truth)
-        loss = torch.nn.functional.nll_loss(probabilities.log(), truth).item()
+        error, _ = calibration(probabilities, labels)
+        loss = torch.nn.functional.cross_entropy(scores / divisor, labels).item()
         told.append(f"{100 * error:.1f} %, loss {loss:.4f}")
     print(
-        f"temperature {found:.3f} of {len(truth)} images: calibration error {told[0]} -> {told[1]}"
+        f"temperature {found:.3f} of {len(labels)} images: calibration error {told[0]} -> {told[1]}"
     )
     return found
 

@@ -12,6 +12,7 @@ To see what the network sees:
     python transforms.py --dataset mnist --augment pad:2,crop --out sheet.png
 """
 
+import functools
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -321,8 +322,7 @@ class Pipeline:
         if sent is None:
             sent = torch.from_numpy(self.to_send(draws)).to(images.device)
         start = 0
-        for step in self.steps:
-            width = self._sent_width(step)
+        for step, width in zip(self.steps, self._sent_widths, strict=True):
             part = sent[:, start : start + width]
             if step.entry.on_gpu:
                 images = _find(step.entry.on_gpu)(images, part)
@@ -355,12 +355,16 @@ class Pipeline:
 
         return np.concatenate(parts, 1) if parts else draws.numpy()
 
-    def _sent_width(self, step: Step) -> int:
-        """Return the columns of a step in what is sent."""
-        if not step.entry.prepare:
-            return step.entry.draws
-        one = np.zeros((1, step.entry.draws), np.float32)
-        return _find(step.entry.prepare)(one, self.crop_size, *step.values).shape[1]
+    @functools.cached_property
+    def _sent_widths(self) -> list[int]:
+        """The columns of each step in what is sent."""
+        widths = []
+        for step in self.steps:
+            one = np.zeros((1, step.entry.draws), np.float32)
+            if step.entry.prepare:
+                one = _find(step.entry.prepare)(one, self.crop_size, *step.values)
+            widths.append(one.shape[1])
+        return widths
 
     def mix(
         self, images: Tensor, labels: Tensor, classes: int, epoch: int, batch_index: int

@@ -55,9 +55,6 @@ class AsyncCopy:
             self.host = host.copy_(values, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()
-        elif values.device.type != "cpu":
-            # Another accelerator: this one waits.
-            self.host = values.cpu()
 
     def arrived(self) -> bool:
         return self.event is None or self.event.query()
@@ -134,7 +131,7 @@ def device_for(
 
     available = _count_gpus()
     if first_gpu is None and available == 0 and count == 1:
-        return torch.device(other_accelerator() or "cpu")
+        return torch.device("cpu")
 
     # Ranks of one machine take neighbouring GPUs.
     first = (first_gpu or 0) + local_rank
@@ -162,15 +159,6 @@ def _count_gpus() -> int:
         raise Refused(f"the GPU cannot be used: {reason}", limit="GPUs") from None
 
     return count
-
-
-def other_accelerator() -> str | None:
-    """Return "mps" or "xpu" where torch has that device, else None."""
-    if not torch.accelerator.is_available():
-        return None
-    current = torch.accelerator.current_accelerator()
-    kind = None if current is None else current.type
-    return kind if kind in ("mps", "xpu") else None
 
 
 def keep_memory() -> None:
@@ -223,5 +211,3 @@ def reseed(device: torch.device, *parts: int | str, gpus: int = 1) -> None:
         for gpu in range(gpus):
             seed = key(*parts, gpu) >> 1 if gpu else number
             torch.cuda.default_generators[first + gpu].manual_seed(seed)
-    elif device.type != "cpu":
-        torch.get_device_module(device.type).manual_seed(number)

@@ -61,7 +61,11 @@ def _settle_sizes(options: Options) -> None:
         return
     about = from_timm.published(options.netType)
     options.cropSize = about.side
-    options.imageSize = round(about.side / about.crop_share)
+    # Nothing is cut off where nobody asks for it.
+    shows_all = options.fit != "crop"
+    options.imageSize = about.side if shows_all else round(about.side / about.crop_share)
+    if "decodedSize" not in options.given:
+        options.decodedSize = None
     for message in unfitting(options):
         raise Refused(message)
 
@@ -163,6 +167,9 @@ def _kept(
 
 def make_tested_loader(options: Options, run: Run, classes: Sequence[str] | None) -> AnyLoader:
     """Return the loader of a test alone. classes: as of `open_tested`. Raises Refused."""
+    if classes is None:
+        # Weights that say nothing of themselves.
+        _settle_sizes(options)
     with run.ranks.in_turn("data"):
         images = open_tested(options, classes)
     return _make_test_loader(options, run, images)
@@ -215,8 +222,7 @@ def _train_plan(options: Options, run: Run, images: Images) -> Plan:
     left = min(count, options.limit or count) - plan.image_count
     if left:
         few = "1 image" if left == 1 else f"{left} images on {ranks.world} ranks"
-        last = f"the last batch of each epoch would be {few}, too few for batch norm"
-        run.console.say(f"{last}: it is left out")
+        run.console.say(f"the last batch of each epoch would be {few}, too few: it is left out")
 
     return plan
 

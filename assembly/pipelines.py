@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def make_pipeline(options: Options, steps: list[augmentation.Step], **views: boo
 
 def make_test_pipeline(options: Options) -> Pipeline:
     """Return the pipeline of testing, which has no steps: what is random must not touch a
-    figure.
+    metric.
     """
     return make_pipeline(options, [], ten=options.tenCrop, mirrored=options.flipTest)
 
@@ -80,8 +81,9 @@ def statistics(
         if keeping is not None:
             source = keeping.again(pipeline, plan)
         else:
-            workers = options.nThreads
-            source = data.make_loader(images, pipeline, plan, cpu, workers=workers, skip=skip)
+            settings: dict[str, Any] = {"workers": options.nThreads, "skip": skip}
+            settings |= {"start_method": options.startMethod, "timeout": options.timeout}
+            source = data.make_loader(images, pipeline, plan, cpu, **settings)
         title = "mean and deviation"
         bar = tqdm(source.epoch(0), title, len(source), unit="batch", leave=False, disable=None)
         return ours.measure(batch.images for batch in bar)

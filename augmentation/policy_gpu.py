@@ -5,9 +5,10 @@ its images drew.
 thousand small launches would cost more than the network. Here each image of a layer goes through
 three steps, whose parameters are worked out on the host and sent along with the batch:
 
-- a nearest-neighbour lookup: shear, translate, rotate; - a table of 256 values for each channel:
-brightness, contrast, posterize, solarize, autocontrast, equalize; - a 3 x 3 convolution over the
-channels: saturation and sharpness.
+- a nearest-neighbour lookup: shear, translate, rotate;
+- a table of 256 values for each channel: brightness, contrast, posterize, solarize, autocontrast,
+  equalize;
+- a 3 x 3 convolution over the channels: saturation and sharpness.
 
 What an image did not draw is the identity in the other two steps. Results are the CPU's to a level
 of grey.
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augmentation.colour import GREY
-from augmentation.policy import OPERATIONS, amounts_of
+from augmentation.policy import MAX_MAGNITUDE, OPERATIONS, amounts_of
 from augmentation.resize import to_uint8
 
 # Columns of one layer's parameters of an image: a 2 x 3 matrix, a table, its factor, the
@@ -46,7 +47,7 @@ _MIDDLE = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
 
 def prepare_rand(u: np.ndarray, side: int, layers: float = 2, magnitude: float = 9) -> np.ndarray:
     """Return RandAugment's parameters, (N, layers COLUMNS) float32. u: (N, 8); side: pixels."""
-    share = np.full(len(u), magnitude / 30)
+    share = np.full(len(u), magnitude / MAX_MAGNITUDE)
     parts = [
         _layer(u[:, 2 * layer], share, u[:, 2 * layer + 1], side, wide=False)
         for layer in range(int(layers))
@@ -56,7 +57,8 @@ def prepare_rand(u: np.ndarray, side: int, layers: float = 2, magnitude: float =
 
 def prepare_trivial(u: np.ndarray, side: int) -> np.ndarray:
     """Return the parameters of TrivialAugment, (N, COLUMNS) float32. u: (N, 3)."""
-    return _layer(u[:, 0], np.floor(u[:, 1] * 31) / 30, u[:, 2], side, wide=True)
+    share = np.floor(u[:, 1] * (MAX_MAGNITUDE + 1)) / MAX_MAGNITUDE
+    return _layer(u[:, 0], share, u[:, 2], side, wide=True)
 
 
 def _layer(

@@ -115,7 +115,7 @@ def determinism(arguments: argparse.Namespace) -> Figures:
 
 
 def non_finite(arguments: argparse.Namespace) -> Figures:
-    """Poison the gradient of one step: do weights, momentum and statistics stay as they were?"""
+    """Poison the gradient of one step: do weights, averages, momentum and statistics stay?"""
     import model
     from training.metrics import Criterion
     from training.ranks import Ranks
@@ -129,15 +129,26 @@ def non_finite(arguments: argparse.Namespace) -> Figures:
     images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, device=device)
     labels = torch.arange(8, device=device) % 4
     kept = False
+
+    def state() -> list[torch.Tensor]:
+        """Return weights, averaged weights and statistics, and momentum."""
+        moments = updater.optimizer.state.values()
+        return [
+            *(parameter.detach() for parameter in network.parameters()),
+            *updater.network_for_eval.state_dict().values(),
+            *(value for held in moments for value in held.values() if value is not None),
+        ]
+
     for step, poison in enumerate((1.0, float("nan"), 1.0)):
         updater.begin(0)
         loss = Criterion()(network(images, heads=True), labels) / 8 * poison
-        before = [parameter.detach().clone() for parameter in network.parameters()]
+        # `begin` has kept the running statistics of before the forward pass.
+        before = [value.clone() for value in [*updater.before, *state()]]
         updater.backward(loss)
         updater.apply(loss, step, np.arange(8))
-        same = [torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
         if math.isnan(poison):
-            kept = all(same)
+            after = [*updater.buffers, *state()]
+            kept = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     updater.settle()
     return {"weights_kept": kept, "skipped": updater.skipped}
 

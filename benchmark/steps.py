@@ -138,7 +138,7 @@ class Ours:
 
     def train(self) -> list[float]:
         """Train on one pass; return its seconds a step."""
-        # Each pass is an epoch of its own: other images, and never the end of a run.
+        # Each pass is the first epoch again: the same images, and never the end of a run.
         self.run.progress = Progress(epoch=0, step=self.run.progress.step + 1)
         wait(self.device)
         started = time.perf_counter()

@@ -12,8 +12,8 @@ class Source:
     it.
 
     The opener is called as function(data_dir, part, classes=..., **settings) with part "train" or
-    "test" (then with the training part's class names) and returns images as `datasets.images`
-    describes them. imageSize and cropSize are in pixels.
+    "test" (then with the training part's class names), of image files also "all" and "other", and
+    returns images as `datasets.images` describes them. imageSize and cropSize are in pixels.
     """
 
     opener: str

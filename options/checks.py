@@ -103,6 +103,8 @@ def _wrong_pairs(options: Options) -> Iterator[str]:
         yield f"--stem {options.stem} is of our own networks, {theirs}: leave it out"
     if options.gpus > 1 and options.compile:
         yield "--compile does not go with DataParallel's threads: give --parallel ranks"
+    if options.clip == 0:
+        yield "--clip 0 leaves nothing of the gradient: raise it, or leave it out"
     if options.gpus > 1 and options.syncBN:
         yield "--syncBN is of ranks: give --parallel ranks, or leave it out"
     if options.nesterov and not (options.optimizer == "sgd" and options.momentum):
@@ -176,6 +178,10 @@ def unfitting(options: Options) -> Iterator[str]:
     if options.fit != "crop" and any(step.name == "scale" for step in options.steps):
         yield f"--fit {options.fit} shows all of an image: leave scale out of --augment"
     yield from _settle_decoded(options)
+    begun = options.continue_ and "warmup" not in options.changed
+    if options.warmup and options.schedule == "onecycle" and not begun:
+        own = "onecycle has a warm-up of its own"
+        yield f"--warmup {options.warmup:g}: {own}: leave it out, or give --schedule cosine"
     if options.nEpochs is not None and options.warmup >= options.nEpochs:
         yield f"--warmup {options.warmup:g} leaves nothing of --nEpochs {options.nEpochs}: lower it"
 

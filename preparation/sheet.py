@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --out: there is no folder {own.out.parent}")
 
     with clear_errors(opts.WAYS_OUT):
-        options = opts.parse(others)
+        options = opts.parse(others, prog="transforms.py")
         train, _ = configs.open_both(options)
         pipeline = configs.make_pipeline(options, options.steps)
         plan = Plan(len(train), IMAGES, options.manualSeed, limit=IMAGES)

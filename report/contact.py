@@ -15,7 +15,7 @@ COLUMNS, ROWS = 8, 4
 # Images on a sheet.
 COUNT = COLUMNS * ROWS
 # Pixels: the least and the largest side that an image is shown at, a line of text, a letter.
-LEAST_SIDE, MOST_SIDE, LINE, LETTER = 112, 160, 13, 6.2
+MIN_SIDE, MAX_SIDE, LINE, LETTER = 112, 160, 13, 6.2
 MARGIN = 6
 
 
@@ -27,7 +27,7 @@ def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
     images = images[:COUNT]
     side = images.shape[1]
     # Small ones are enlarged by whole factors: each pixel stays a square.
-    cell = min(MOST_SIDE, side * max(1, -(-LEAST_SIDE // side)))
+    cell = MAX_SIDE if side > MAX_SIDE else side * min(-(-MIN_SIDE // side), MAX_SIDE // side)
     kernel = Image.Resampling.NEAREST if cell >= side else Image.Resampling.BILINEAR
     lines = max((title.count("\n") + 1 for title in titles[:COUNT]), default=1)
     rows = -(-len(images) // COLUMNS)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -23,14 +22,6 @@ from base.errors import Failed, Refused
 from base.text import printable
 from report.record import EpochRecord
 from run import schema
-
-
-class Stateful(Protocol):
-    """What can be saved and filled again."""
-
-    def state_dict(self) -> Plain: ...
-
-    def load_state_dict(self, state: Plain) -> Plain: ...
 
 
 @dataclass
@@ -229,8 +220,14 @@ class Saver:
             return
         # A damaged one of a later step, which the run could not resume from, counts for none.
         before = [old for old in steps(self.folder) if int(old.stem[5:]) <= step]
-        for old in before[: -self.keep]:
-            old.unlink(missing_ok=True)
+        try:
+            for old in before[: -self.keep]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            # The new one is there: nothing is lost by an old one that stays.
+            self.problem = (
+                f"cannot remove {old}, which --keep {self.keep} leaves out: {_cause(error)}"
+            )
 
     def wait(self) -> None:
         """Wait for the write under way and report a failure.
@@ -261,9 +258,11 @@ class Saver:
     def finish(self) -> None:
         """Wait for the last write: what was trained must be there. Raises Failed if it is not."""
         self.join()
-        if self.problem is not None:
+        # Without a failure it is an old one that stays.
+        if self.problem is not None and self.failures:
             problem, self.problem = self.problem, None
             raise Failed(f"{problem}: what was trained since is lost; {self.what_is_left()}")
+        self.report()
 
     def what_is_left(self) -> str:
         """Say which checkpoint is there, whatever went wrong since."""

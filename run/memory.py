@@ -12,6 +12,7 @@ from torch import nn
 
 import utils
 from base.errors import Failed
+from training.batchnorm import SyncBatchNorm
 from training.metrics import Criterion
 from training.step import Step
 
@@ -20,18 +21,20 @@ ALLOCATOR_WORDS = ("not enough memory", "can't allocate", "ALLOC_FAILED", "out o
 # Of addresses, kept for the trials under a limit of addresses (ulimit -v): what a failed step freed
 # stays with the heap in pieces, and oneDNN maps pages for its code.
 RESERVE = 64 << 20
+# Batch norms over all ranks.
+SYNCHRONISED = (nn.SyncBatchNorm, SyncBatchNorm)
 # Does for so many images what ran out of memory.
 Trial = Callable[[int], None]
 
 
 @contextlib.contextmanager
 def enough_memory(
-    step: Step, batch_size: int, trial: Trial, *, least: int = 1, testing: bool = False
+    step: Step, batch_size: int, trial: Trial | None, *, least: int = 1, testing: bool = False
 ) -> Iterator[None]:
     """Turn a lack of memory into how many images fit. Raises Failed.
 
-    batch_size: over all ranks; least: images that can be tried at all, 2 with batch norm; testing:
-    it is no training step, which could be done in parts.
+    batch_size: over all ranks; trial: None where nothing can be tried; least: images that can be
+    tried at all, 2 with batch norm; testing: it is no training step, which could be done in parts.
     """
     try:
         with _reserved_addresses():
@@ -49,12 +52,14 @@ def enough_memory(
     parts = 1 if testing else step.accumulate
     size = -(-batch_size // (step.ranks.world * parts))
     fits, count = 0, least
+    doing = "testing" if testing else "training on"
+    message = f"{doing} {batch_size} images at once needs more memory than {step.device} has"
+    if trial is None:
+        raise Failed(message, limit="batch memory")
 
     # From small to large: after a failure oneDNN may refuse any size at all.
     while count < size and _fits(trial, count):
         fits, count = count, 2 * count
-    doing = "testing" if testing else "training on"
-    message = f"{doing} {batch_size} images at once needs more memory than {step.device} has"
     if not fits:
         raise Failed(message, limit="batch memory")
     way = f"--batchSize {fits * step.ranks.world}"
@@ -115,8 +120,16 @@ def _fits(trial: Trial, count: int) -> bool:
     return True
 
 
-def train_trial(step: Step, crop_size: int, network: nn.Module, criterion: Criterion) -> Trial:
-    """Return what does a forward and backward pass. crop_size: pixels."""
+def train_trial(
+    step: Step, crop_size: int, network: nn.Module, criterion: Criterion
+) -> Trial | None:
+    """Return what does a forward and backward pass, None where it would wait for other ranks.
+
+    crop_size: pixels.
+    """
+    # The other ranks may have had memory enough, and are at another collective.
+    if any(isinstance(module, SYNCHRONISED) for module in network.modules()):
+        return None
     body = network
     if isinstance(network, nn.parallel.DistributedDataParallel):
         body = network.module

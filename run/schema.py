@@ -56,10 +56,6 @@ def _optional_whole(value: Plain) -> str:
     return "" if value is None else _whole(value)
 
 
-def _anything(value: Plain) -> str:
-    return ""
-
-
 def _tensors(value: Plain) -> str:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         return "holds no named tensors"

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from training.ranks import Ranks
 
-# Weight of an auxiliary head's loss (arXiv 1409.4842, section 5)
 Columns = dict[str, list[Any]]  # a value a class; None where there is none
+# Weight of an auxiliary head's loss (arXiv 1409.4842, section 5).
 AUXILIARY = 0.3
 
 

@@ -51,11 +51,7 @@ ONE_HEAD = (
 def learn(name: str, epochs: int, *, heads: bool = True) -> dict[str, object]:
     """Train one network; return its accuracy, its losses, and the processor's seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        start = (
-            ["main.py"]
-            if heads
-            else ["-c", ONE_HEAD]
-        )
+        start = ["main.py"] if heads else ["-c", ONE_HEAD]
         command = [sys.executable, *start, *OPTIONS, "--netType", name, "--nEpochs", str(epochs)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = subprocess.run(

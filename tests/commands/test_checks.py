@@ -56,6 +56,7 @@ WRONG = {
     "--netType resnet18 --stem fine": "resnet18 is another library's | --netType vgg --stem fine",
     "--nGPU 2 --compile": "--compile does not go with DataParallel | --compile",
     "--nGPU 2 --syncBN": "--syncBN is of ranks | --nGPU 2 --syncBN --parallel ranks",
+    "--clip 0": "--clip 0 leaves nothing of the gradient | --clip 0.1",
     "--nesterov --optimizer adamw": "--nesterov is a form of SGD's momentum | --nesterov",
     "--nesterov --momentum 0": "--nesterov is a form of SGD's momentum",
     # Where images come from.
@@ -81,6 +82,9 @@ WRONG = {
     f"{FOLDER} --decoded ram --decodedSize 100": "scales all images to --imageSize | "
     f"{FOLDER} --decoded ram --augment resizedcrop --decodedSize 224",
     f"{FOLDER} --decoded ram --augment resizedcrop --decodedSize 223": "--decodedSize 223 is less",
+    "--dataset mnist --warmup 2": "--warmup 2: onecycle has a warm-up of its own | "
+    "--dataset mnist --warmup 2 --schedule cosine | --warmup 2",
+    "--schedule onecycle --warmup 2 --nEpochs 9": "--warmup 2: onecycle has a warm-up of its own",
     "--nEpochs 3 --warmup 3": "--warmup 3 leaves nothing of --nEpochs 3 | --nEpochs 3 --warmup 2.9",
     "--cropSize 65 --imageSize 64": "--cropSize 65 is larger than --imageSize 64 | "
     "--cropSize 64 --imageSize 64",

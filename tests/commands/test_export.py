@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,23 @@ def test_a_calibrated_graph_divides_by_its_temperature(
     else:
         found = torch.export.load(str(out)).module()(images)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-2)
+
+
+def test_a_loss_of_scores_far_apart_is_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A probability below 1e-45 is 0 in float32."""
+    scores = torch.tensor([[300.0, 0.0]]).repeat(16, 1)
+    labels = torch.tensor([0] * 12 + [1] * 4)
+    spec = types.SimpleNamespace(classes=("a", "b"))
+    network: Any = type("Network", (), {"spec": spec, "__call__": lambda _, pixels: pixels})()
+    monkeypatch.setattr(export.given, "labelled", lambda *_: None)
+    monkeypatch.setattr(export.given, "refuse_among", lambda *_: None)
+    monkeypatch.setattr(export, "_labelled", lambda *_: [(scores, labels)])
+    export._temperature(network, "photos", tmp_path / "x.onnx")
+    told = capsys.readouterr().out
+    assert f"loss {300 * 4 / 16:.4f} ->" in told
+    assert "inf" not in told
 
 
 def test_images_that_decide_no_temperature_are_refused() -> None:

@@ -9,6 +9,7 @@ from rig import make_images, on_folder
 import main
 import model
 import opts
+from assembly import loaders
 from base.errors import Refused
 from models import NETWORKS, from_timm
 
@@ -96,6 +97,17 @@ def test_a_run_takes_the_sizes_of_timms_weights(
     assert f"{round(side / about.crop_pct)} -> {side}," in capsys.readouterr().out
     best = tmp_path / "folder" / "timm-test_resnet" / "best.pt"
     assert model.load(str(best)).spec.crop_size == side
+    # So does a test of weights that say no sizes, which published ones do not.
+    torch.save(model.load(str(best)).body.state_dict(), tmp_path / "plain.pt")
+    tested = ["--test", "--retrain", str(tmp_path / "plain.pt"), *more[:2], *more[4:]]
+    main.main([*words, *tested, "--logger", "none"])
+    assert f"{round(side / about.crop_pct)} -> {side}," in capsys.readouterr().out
+    # All of an image is shown where that is asked for, and decoded pixels are large enough.
+    options = opts.parse([*words, *more, "--fit", "pad", "--decoded", "ram"])
+    options.augment, options.netType = "resizedcrop,flip", "timm:vit_base_patch16_384"
+    loaders._settle_sizes(options)
+    assert (options.imageSize, options.cropSize) == (384, 384)
+    assert options.decodedSize == 480
     # Sizes that are given are taken.
     main.main([*on_folder(images, *more, "--overwrite"), "--logger", "none"])
     assert "24 -> 20," in capsys.readouterr().out

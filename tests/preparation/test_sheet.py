@@ -56,3 +56,10 @@ def test_a_picture_has_a_folder_to_lie_in(
         sheet.main(["--dataset", "synthetic", "--out", str(tmp_path / "none" / "s.png")])
     assert stop.value.code == 2
     assert f"--out: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_wrong_option_of_a_sheet_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sheet.main(["--dataset", "minst"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("transforms.py: error: argument --dataset: 'minst'")

@@ -184,8 +184,18 @@ def test_a_sheet_has_each_image_below_its_title(
 
 @pytest.mark.parametrize(
     ("side", "cell"),
-    # Enlarged by whole factors up to at least 112, shrunk where larger than 160.
-    [(28, 112), (20, 120), (111, 160), (112, 112), (113, 113), (160, 160), (200, 160)],
+    # Enlarged by whole factors towards 112, shrunk where larger than 160.
+    [
+        (28, 112),
+        (20, 120),
+        (80, 160),
+        (81, 81),
+        (111, 111),
+        (112, 112),
+        (113, 113),
+        (160, 160),
+        (200, 160),
+    ],
 )
 def test_a_sheet_of_first_images_keeps_pixels_square(side: int, cell: int, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (9, side, side, 3), dtype=np.uint8)

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from common import ROOT
+from rig import make_images
 
+import data
 import model
 import opts
 import utils
-from assembly import header, images, training
+from assembly import header, images, pipelines, training
 from base.errors import Interrupted, Refused
 from datasets import DATASETS, PHOTOS
 from run import launch
@@ -120,25 +122,6 @@ def test_sigusr1_asks_for_a_checkpoint_alone() -> None:
     assert (signals.save, signals.stop, signals.armed) == (False, None, False)
     signals._on_save(10, None)
     assert (signals.save, signals.stop) == (True, None)
-
-
-@pytest.mark.parametrize(
-    ("there", "kind", "found"),
-    [
-        (True, "mps", "mps"),
-        (True, "xpu", "xpu"),
-        (True, "cuda", None),
-        (True, None, None),
-        (False, "mps", None),
-    ],
-)
-def test_another_accelerator_is_named(
-    there: bool, kind: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    current = None if kind is None else SimpleNamespace(type=kind)
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: current)
-    assert utils.other_accelerator() == found
 
 
 def test_workers_are_said_of_what_has_some() -> None:
@@ -248,19 +231,11 @@ def test_each_rank_takes_its_gpu_or_says_which_is_missing(
     there: int, asked: tuple[Any, ...], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(utils, "_count_gpus", lambda: there)
-    monkeypatch.setattr(utils, "other_accelerator", lambda: None)
     try:
         found = str(utils.device_for(*asked))
     except Refused as error:
         found = str(error)
     assert found == device
-
-
-def test_another_accelerator_takes_the_place_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(utils, "_count_gpus", lambda: 0)
-    monkeypatch.setattr(utils, "other_accelerator", lambda: "mps")
-    assert utils.device_for(None, 1).type == "mps"
-    assert utils.device_for(-1, 1).type == "cpu"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("driver too old\nmore"), AssertionError("none")])
@@ -323,6 +298,25 @@ def test_bits_depend_on_the_device_and_how_many_there_are(
     assert found["torch"] == str(torch.__version__)
 
 
+def test_statistics_are_read_by_workers_that_start_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def made(*_: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        raise Refused("enough")
+
+    monkeypatch.setattr(data, "make_loader", made)
+    where = make_images(tmp_path / "d", 6)
+    own = parsed("--dataset", "folder", "--data_dir", str(where), "--expDir", str(tmp_path))
+    own.startMethod, own.timeout, own.nThreads = "spawn", 77, 3
+    with pytest.raises(Refused, match="enough"):
+        pipelines.statistics(own, images.open_both(own)[0])
+    wanted = {"workers": 3, "skip": False, "start_method": "spawn", "timeout": 77}
+    assert asked == [wanted]
+
+
 def test_a_warm_up_lasts_its_epochs() -> None:
     words = ["--dataset", "mnist", "--nEpochs", "8", "--warmup", "2", "--schedule", "cosine"]
     plan = training.schedule_of(parsed(*words, "--LR", "0.4"))
@@ -371,12 +365,16 @@ def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         run: Any = SimpleNamespace(
             step=SimpleNamespace(device=torch.device(kind)), ranks=SimpleNamespace(world=1)
         )
-        options: Any = SimpleNamespace(compile=asked, gpus=1)
+        options: Any = SimpleNamespace(compile=asked, gpus=1, accumulate=1)
         found = training.make_parallel(options, run, network)
         if kind == "cuda":
             assert isinstance(found, Compiled)
         else:
             assert found == (("compiled", network) if asked else network)
+    # A graph's gradients are overwritten by its next replay.
+    options.accumulate = 2
+    with pytest.raises(Refused, match="--compile makes a step one graph, --accumulate parts"):
+        training.make_parallel(options, run, network)
 
 
 @pytest.mark.parametrize(
@@ -495,17 +493,3 @@ def test_a_data_set_is_what_its_document_says() -> None:
     for source in DATASETS.values():
         module, _, function = source.opener.partition(":")
         assert callable(getattr(import_module(f"datasets.{module}"), function))
-
-
-def test_values_of_another_accelerator_are_copied_where_they_are() -> None:
-    class Values:
-        is_cuda, device = False, torch.device("mps")
-
-        def cpu(self) -> torch.Tensor:
-            return torch.tensor([1.0, 2.0])
-
-    copy = utils.AsyncCopy(Values())  # type: ignore[arg-type]
-    assert copy.arrived()
-    assert copy.take() == [1.0, 2.0]
-    held = torch.tensor([3.0])
-    assert utils.AsyncCopy(held).host is held

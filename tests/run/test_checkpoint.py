@@ -275,6 +275,28 @@ def test_a_worse_epoch_after_a_resume_leaves_the_best_weights(tmp_path: Path) ->
     assert best.read_bytes() == before
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    unlink = Path.unlink
+
+    def stays(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".pt" and path.parent.name == "checkpoints":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stays)
+    saver = checkpoint.Saver(tmp_path / "checkpoints", keep=1)
+    for step in (1, 2):
+        saver.save(step, {"weights": torch.ones(2) * step})
+        # Nothing that was trained is lost.
+        saver.finish()
+    told = capfd.readouterr().err
+    assert "step-1.pt, which --keep 1 leaves out: Permission denied: training continues" in told
+    assert "Traceback" not in told
+    assert len(list((tmp_path / "checkpoints").glob("step-*.pt"))) == 2
+
+
 def test_options_given_anew_are_told_to_break_exactness(tmp_path: Path) -> None:
     rig.finish(rig.options(tmp_path, "--nEpochs", "1"))
     same = rig.finish(rig.options(tmp_path, "--continue", "--nEpochs", "1", "--keep", "2"))

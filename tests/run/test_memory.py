@@ -17,6 +17,7 @@ from assembly import training
 from base.errors import Failed
 from run import memory
 from run.memory import enough_memory, room_for, train_trial
+from training.batchnorm import SyncBatchNorm
 from training.metrics import Criterion
 from training.step import Step
 
@@ -187,8 +188,20 @@ def test_a_trial_of_one_rank_waits_for_no_other(monkeypatch: pytest.MonkeyPatch)
             return [logits] if heads else logits
 
     body = Body(3 * 4 * 4, 5)
-    train_trial(step_of(), 4, Distributed(body), Criterion())(2)
+    trial = train_trial(step_of(), 4, Distributed(body), Criterion())
+    assert trial is not None
+    trial(2)
     assert body.weight.grad is None
+
+
+def test_nothing_is_tried_where_batch_norm_would_wait_for_other_ranks() -> None:
+    ours, theirs = nn.Sequential(SyncBatchNorm(3)), nn.Sequential(nn.SyncBatchNorm(3))
+    for network in (ours, theirs):
+        assert train_trial(step_of(), 4, network, Criterion()) is None
+    with pytest.raises(Failed) as error, enough_memory(step_of(), 64, None):
+        raise RuntimeError(FULL)
+    assert str(error.value) == "training on 64 images at once needs more memory than cpu has"
+    assert error.value.limit == "batch memory"
 
 
 HELD = """
