@@ -18,7 +18,7 @@ from importlib.util import module_from_spec
 from typing import Any
 
 # Of a channel, in grey levels: images of one colour have no deviation to divide by.
-LEAST_STD = 1.0
+MIN_STD = 1.0
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def measure(batches: Iterable[Any]) -> tuple[list[float], list[float]]:
     variance = [
         max(0.0, square / count - m * m) for square, m in zip(squares.tolist(), mean, strict=True)
     ]
-    return [m / 255 for m in mean], [max(math.sqrt(v), LEAST_STD) / 255 for v in variance]
+    return [m / 255 for m in mean], [max(math.sqrt(v), MIN_STD) / 255 for v in variance]
 
 
 def cached(
@@ -92,7 +92,7 @@ def _is_whole(values: Any) -> bool:
     """True for what `measure` can have returned."""
     if not (isinstance(values, dict) and values.keys() == {"mean", "std"}):
         return False
-    for name, low in (("mean", 0.0), ("std", LEAST_STD / 255)):
+    for name, low in (("mean", 0.0), ("std", MIN_STD / 255)):
         numbers = values[name]
         if not (isinstance(numbers, list) and len(numbers) == 3):
             return False

@@ -36,9 +36,9 @@ TRAIN_END, TEST_START = 0.66, 0.7
 # Bits of 64 that two photographs differ in at least; below that they are one, in two sizes.
 MIN_APART = 12
 # Share of pixels that equal their neighbour: above it a picture is drawn, not photographed.
-MOST_EQUAL = 0.45
+MAX_EQUAL = 0.45
 # Standard deviation of grey levels below which a part shows nothing, sky or a wall.
-LEAST_DEVIATION = 12.0
+MIN_DEVIATION = 12.0
 TRIES = 20
 QUALITY = 92
 
@@ -67,7 +67,7 @@ def open_photographs(folder: Path, count: int) -> Iterator[tuple[str, Image.Imag
         photo.thumbnail((MOST, MOST))
         own = fingerprint(photo)
         grey = np.asarray(photo.convert("L").resize((256, 256)))
-        drawn = (grey[:, 1:] == grey[:, :-1]).mean() > MOST_EQUAL
+        drawn = (grey[:, 1:] == grey[:, :-1]).mean() > MAX_EQUAL
         if drawn or any((own != other).sum() < MIN_APART for other in seen):
             continue
         seen.append(own)
@@ -88,7 +88,7 @@ def part_of(
         x, y = pick.randint(left, right - size), pick.randint(0, photo.height - size)
         box = (x, y, x + size, y + size)
         part = photo.resize((side, side), Image.Resampling.BICUBIC, box=box)
-        if np.asarray(part.convert("L")).std() >= LEAST_DEVIATION:
+        if np.asarray(part.convert("L")).std() >= MIN_DEVIATION:
             break
     return part
 

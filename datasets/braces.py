@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from base.errors import Refused
 
 # Files that one pattern may name.
-MOST = 1_000_000
+MAX_FILES = 1_000_000
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -18,8 +18,8 @@ def expand(pattern: str) -> list[str]:
     names: list[str] = []
     for name in _expanded(pattern, pattern):
         names.append(name)
-        if len(names) > MOST:
-            raise Refused(f"{pattern} names more than {MOST} files")
+        if len(names) > MAX_FILES:
+            raise Refused(f"{pattern} names more than {MAX_FILES} files")
     return names
 
 

@@ -30,7 +30,7 @@ HEADERS = 1000
 # Of what an estimate is multiplied with: how far it may be off.
 MARGIN = 1.05
 # Share of the free memory that pixels may take: the run needs some too.
-MOST = 0.9
+MAX_MEMORY_SHARE = 0.9
 # Seconds between two records of how far the decoding is.
 RECORD_EVERY = 5.0
 
@@ -50,7 +50,7 @@ def estimate(images: FileImages, scaling: Scaling, most: int = HEADERS) -> int:
 
 def fits(needed: int, free: int | None) -> bool:
     """True where so many bytes of pixels leave enough of the free ones."""
-    return free is None or needed * MARGIN <= MOST * free
+    return free is None or needed * MARGIN <= MAX_MEMORY_SHARE * free
 
 
 def refuse_memory(needed: int, where: str) -> None:

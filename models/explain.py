@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # A map of fewer positions a side says nothing of where.
-LEAST_SIDE = 2
+MIN_SIDE = 2
 
 
 def features(network: nn.Module, last: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +84,10 @@ def _positions(output: Tensor) -> Tensor:
     if output.dim() == 4:
         channels_last = output.shape[1] == output.shape[2] != output.shape[3]
         output = output.permute(0, 3, 1, 2) if channels_last else output
-        return output if min(output.shape[2:]) >= LEAST_SIDE else output.new_empty(0)
+        return output if min(output.shape[2:]) >= MIN_SIDE else output.new_empty(0)
     for extra in (0, 1) if output.dim() == 3 else ():
         side = round((output.shape[1] - extra) ** 0.5)
-        if side >= LEAST_SIDE and side * side == output.shape[1] - extra:
+        if side >= MIN_SIDE and side * side == output.shape[1] - extra:
             return output[:, extra:].transpose(1, 2).unflatten(2, (side, side))
     return output.new_empty(0)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 # Blocks of one kind from which on they are what a network is built of.
-MANY = 3
+MIN_BLOCKS = 3
 # Layers above which a Sequential with convolutions is recomputed in parts.
-LONG = 3
+MIN_LAYERS = 3
 
 
 class _Recomputed(nn.Sequential):
@@ -86,7 +86,7 @@ def _recompute_sequentials(network: nn.Module) -> int:
     count = 0
     for child in network.children():
         convolutions = any(isinstance(module, nn.Conv2d) for module in child.modules())
-        if type(child) is nn.Sequential and len(child) > LONG and convolutions:
+        if type(child) is nn.Sequential and len(child) > MIN_LAYERS and convolutions:
             child.__class__ = _Recomputed
             count += 1
         else:
@@ -102,7 +102,7 @@ def _is_block(module: nn.Module) -> bool:
 def _recompute_blocks(network: nn.Module) -> int:
     """Recompute the outermost blocks whose class stands there several times."""
     kinds = Counter(type(module) for module in network.modules() if _is_block(module))
-    blocks = [module for module in network.modules() if kinds[type(module)] >= MANY]
+    blocks = [module for module in network.modules() if kinds[type(module)] >= MIN_BLOCKS]
     inner = {below for block in blocks for below in block.modules() if below is not block}
     outermost = [block for block in blocks if block not in inner and _is_block(block)]
     for block in outermost:

@@ -10,9 +10,9 @@ from options.checks import unfitting
 from options.table import FIELDS, UNRECORDED, Options
 
 # Defaults of batch and epochs for image files by their number: see docs/training.md.
-MOST_BATCH, LEAST_BATCH, LEAST_SHARE = 128, 16, 8
+MAX_BATCH, MIN_BATCH, MIN_SHARE = 128, 16, 8
 STEPS_AN_EPOCH, STEPS_A_RUN = 50, 2000
-MOST_EPOCHS, LEAST_EPOCHS = 60, 20
+MAX_EPOCHS, MIN_EPOCHS = 60, 20
 
 
 # Filled in where they are not given: they differ from None in every run.
@@ -73,7 +73,7 @@ def settle(options: Options) -> None:
     # The number of images decides, which is not known yet.
     if not source.own or options.test:
         options.nEpochs = options.nEpochs or source.nEpochs
-        options.batchSize = options.batchSize or MOST_BATCH
+        options.batchSize = options.batchSize or MAX_BATCH
     if options.fold:
         # One of them is what is asked for.
         options.folds = None
@@ -96,12 +96,12 @@ def settle_by_images(options: Options, count: int) -> list[str]:
     if options.batchSize is None:
         # The largest power of two that leaves an epoch its steps.
         wanted = max(1, count // STEPS_AN_EPOCH)
-        options.batchSize = min(MOST_BATCH, max(LEAST_BATCH, 1 << (wanted.bit_length() - 1)))
-        options.batchSize = max(options.batchSize, LEAST_SHARE * options.ranks * options.gpus)
+        options.batchSize = min(MAX_BATCH, max(MIN_BATCH, 1 << (wanted.bit_length() - 1)))
+        options.batchSize = max(options.batchSize, MIN_SHARE * options.ranks * options.gpus)
         chosen.append("batch")
     if options.nEpochs is None:
         images = STEPS_A_RUN * options.batchSize
-        options.nEpochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(images / max(1, count))))
+        options.nEpochs = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(images / max(1, count))))
         chosen.append("epochs")
     for message in unfitting(options):
         raise Refused(message)

@@ -248,7 +248,9 @@ class Options:
         choices=KINDS,
         shown="onecycle; for ilsvrc2012 the network's regime; constant where --LR is given",
     )
-    warmup: float = option(0.0, TRAIN, "epochs of linear learning rate warm-up", low=0)
+    warmup: float = option(
+        0.0, TRAIN, "epochs of linear learning rate warm-up; onecycle has its own", low=0
+    )
     labelSmoothing: float = option(0.0, TRAIN, "label smoothing, 0 to 1", low=0)
     accumulate: int = option(
         1, TRAIN, "gradient accumulation: parts a batch is trained in, to save memory", low=1

@@ -20,7 +20,7 @@ NEAR_BITS = 4
 # Pixels of the shorter side that a look is taken from, at least.
 LOOKED_AT = 160
 # Images of one look beyond which it is no look: black, or a blank page.
-MOST_ALIKE = 50
+MAX_ALIKE = 50
 # A class with less than this share of the middle class's images is told.
 FEW_SHARE = 0.1
 # Times fewer pixels than the middle image's.
@@ -118,7 +118,7 @@ def _near(looks: Sequence[int], numbers: Sequence[int]) -> dict[tuple[int, int],
     for first, second in pairs:
         alike[first] += 1
         alike[second] += 1
-    return {pair: bits for pair, bits in pairs.items() if max(alike[n] for n in pair) <= MOST_ALIKE}
+    return {pair: bits for pair, bits in pairs.items() if max(alike[n] for n in pair) <= MAX_ALIKE}
 
 
 def _compare(

@@ -15,7 +15,7 @@ from report.record import TestMetrics
 from training.metrics import confident_errors, per_class
 
 # float32 has no smaller number.
-LEAST_PROBABILITY = 2.0**-149
+MIN_PROBABILITY = 2.0**-149
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def mistake_rows(
     columns = (wrong, labels[wrong], best.indices, of_label, best.values)
     rows = []
     for row, label, predicted, own, most in zip(*(c.tolist() for c in columns), strict=True):
-        loss = -math.log(max(own, LEAST_PROBABILITY))
+        loss = -math.log(max(own, MIN_PROBABILITY))
         values = f"{own:.6f}", f"{most:.6f}", f"{loss:.4f}"
         rows.append([printable(path(row)), names[label], names[predicted], *values])
     return rows

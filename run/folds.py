@@ -71,13 +71,13 @@ def join(folders: Sequence[Path], where: Path) -> None:
     parts = [_read(folder / LEFT_OUT) for folder in folders]
     classes = parts[0]["classes"].tolist()
     if any(part["classes"].tolist() != classes for part in parts):
-        raise Refused(f"the folds in {where.parent} have other classes: train them anew")
+        raise Refused(f"the folds in {where.parent} have other classes: train them again")
     scores = torch.from_numpy(np.concatenate([part["scores"] for part in parts]))
     labels = torch.from_numpy(np.concatenate([part["labels"] for part in parts]))
     paths = np.concatenate([part["paths"] for part in parts]).tolist()
     if twice := len(paths) - len(set(paths)):
         other = f"{twice} images lie in two folds in {where.parent}: other images than before"
-        raise Refused(f"{other}; train all folds anew with --overwrite")
+        raise Refused(f"{other}; train all folds again with --overwrite")
 
     where.mkdir(parents=True, exist_ok=True)
     top1 = [100 * float((p["scores"].argmax(1) == p["labels"]).mean()) for p in parts]
