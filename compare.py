@@ -7,16 +7,21 @@ The table has the options that differ, the best test top-1 and its epoch, the ti
 second; the picture has the curves, over epochs, steps or seconds.
 """
 
+from base import process
+
+if __name__ == "__main__":
+    # Before anything else: a signal ends even the imports below in one line.
+    process.begin()
+
 import argparse
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from base import process
 from base.arguments import Parser, file_of
 from base.errors import Refused, clear_errors
-from base.files import read_text, refuse_target
+from base.files import is_our_picture, read_text, refuse_target
 from base.text import print_table, printable
 from report.record import EpochRecord, Json
 
@@ -152,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
             found = runs_below(arguments.sweep)
         else:
             found = {printable(folder): read(folder) for folder in arguments.runs}
-        refuse_target(arguments.out, kind="PNG")
+        refuse_target(arguments.out, is_ours=is_our_picture)
         for run in found:
             if arguments.out.resolve().parent == Path(run).resolve() and arguments.out.exists():
                 raise Refused(f"{arguments.out} is a file of the run: name another picture")
@@ -170,5 +175,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    process.begin()
     main(sys.argv[1:])

@@ -95,7 +95,12 @@ def start(options: Options) -> Iterator[Run]:
             with ranks.in_turn("folder"):
                 if ranks.first:
                     resume, overwrite = options.continue_, options.overwrite
-                    folder.prepare_folder(options.folder, resume=resume, overwrite=overwrite)
+                    folder.prepare_folder(
+                        options.folder,
+                        resume=resume,
+                        overwrite=overwrite,
+                        trains=not (options.test or options.findLR),
+                    )
                 run = _make_run(options, ranks, device, signals, lock, has_bf16)
             with ending(run):
                 yield run
@@ -210,14 +215,6 @@ def resume(
         changed_images = changes.differences(before, run.images, kept, sides)
     other = bool(before) and before["train"]["listing"] != run.images["train"]["listing"]
     relisted = bool(run.ranks.agree(int(other))[0])
-    progress = run.resume(
-        changed,
-        network,
-        updater,
-        images=changed_images,
-        relisted=relisted,
-        wanted=options.continue_,
-    )
     if run.ranks.first:
         split = None
         if options.valShare is not None:
@@ -229,7 +226,15 @@ def resume(
             images=run.images,
             split=split,
         )
-        run.record(run.folder)
+    progress = run.resume(
+        changed,
+        network,
+        updater,
+        images=changed_images,
+        relisted=relisted,
+        wanted=options.continue_,
+    )
+    if run.ranks.first:
         changes.save(kept, sides, run.images)
     return progress
 

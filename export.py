@@ -7,6 +7,12 @@ read again and run beside the network itself before it takes its name. safetenso
 weights, with the rest as its metadata.
 """
 
+from base import process
+
+if __name__ == "__main__":
+    # Before anything else: a signal ends even the imports below in one line.
+    process.begin()
+
 import argparse
 import contextlib
 import importlib
@@ -20,7 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from base import process
 from base.arguments import Parser, file_of, path_of
 
 KINDS = ("onnx", "pt2", "safetensors")
@@ -48,7 +53,6 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    process.begin()
     # --help and wrong options answer here, before torch is imported.
     build_parser().parse_args()
 

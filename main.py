@@ -3,6 +3,12 @@
 All options: `python main.py --help`.
 """
 
+from base import process
+
+if __name__ == "__main__":
+    # Before anything else: a signal ends even the imports below in one line.
+    process.begin()
+
 import itertools
 import math
 import os
@@ -10,11 +16,9 @@ import sys
 import time
 
 import opts
-from base import process
 from run import launch
 
 if __name__ == "__main__":
-    process.begin()
     # DDP warns of a search for unused parameters, which `training.ranks` wants.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # --help and wrong options answer here, before torch is imported.
@@ -28,7 +32,7 @@ from torch import Tensor, nn
 
 import configs
 import utils
-from base.errors import clear_errors
+from base.errors import Failed, clear_errors
 from data import Loader
 from datasets.fold import Fold
 from datasets.images import display_names
@@ -103,13 +107,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def cross_validate(options: opts.Options, argv: list[str]) -> None:
     """Train a run for each fold, and write what they say of the images they had not seen."""
+    together = options.folder.with_name(f"{options.expID}-folds")
+    folds.refuse_others(together)
     folders = []
     for fold in Fold.all(options.folds or 0):
         words = [*argv, "--fold", str(fold), f"--expID={options.expID}-{fold.suffix}"]
         folders.append(opts.parse(words).folder)
         with folds.announced(fold, options.command_to_continue(argv)):
             main(words)
-    folds.join(folders, options.folder.with_name(f"{options.expID}-folds"))
+    folds.join(folders, together)
 
 
 def test_alone(options: opts.Options) -> None:
@@ -121,6 +127,8 @@ def test_alone(options: opts.Options) -> None:
         configs.print_test_header(options, run, network, loader)
         with configs.memory_to_test(options, run, network):
             tested = test(run, network, loader, Sums(run.step.device))
+        if not math.isfinite(tested.metrics.test_loss or 0.0):
+            raise Failed(f"{options.retrain}: the loss is not finite: its weights are too large")
         run.console.show_test(tested.metrics)
         run.report.draw_test(tested)
 

@@ -381,7 +381,8 @@ def load_weights(network: Network, value: Plain, source: str) -> list[str]:
     # Four lines name the cause; eighty would hide it.
     if misfits:
         more = f" and {len(misfits) - 4} more" if len(misfits) > 4 else ""
-        raise Refused(f"{source} does not fit {spec.net_type}: {'; '.join(misfits[:4])}{more}")
+        other = f"{source} does not fit {spec.net_type}: {'; '.join(misfits[:4])}{more}"
+        raise Refused(other, limit="network" if more else "")
 
     fresh += [name for name in own if name not in state]
     known = {n: tensor for n, tensor in state.items() if n in own and n not in fresh}

@@ -9,6 +9,7 @@ one or more a line; a # begins a comment. What stands on the command line itself
 import argparse
 import json
 import os
+import re
 import shlex
 import sys
 from typing import Any, NoReturn
@@ -106,11 +107,20 @@ def parse(argv: list[str] | None = None, prog: str = "main.py") -> Options:
 
     imply(options)
     for message in mistakes(options):
-        parser.error(message)
+        parser.error(_with_place(message, options))
     settle(options)
     for message in unfitting(options):
-        parser.error(message)
+        parser.error(_with_place(message, options))
     return options
+
+
+def _with_place(message: str, options: Options) -> str:
+    """Return a message, and where an option stands that was not given."""
+    named = re.search(r"--(\w+)", message)
+    if not options.continue_ or named is None or named[1] in options.given:
+        return message
+    record = options.folder / "options.json"
+    return f"{message} (it stands in {record})" if os.path.exists(record) else message
 
 
 def build_parser(prog: str = "main.py") -> Parser:
@@ -160,7 +170,8 @@ def _read_recipe(path: str, parser: Parser) -> list[str]:
 def _resumed(given: Values, parser: Parser) -> Options:
     """Return the options of the run that is to be resumed, with what is given again."""
     path = Options(**given).folder / "options.json"
-    if not path.exists():
+    # Where it cannot be looked at, whoever writes there says so.
+    if not os.path.exists(path):
         return Options(**given)
 
     try:
@@ -182,7 +193,7 @@ def _resumed(given: Values, parser: Parser) -> Options:
 
     for name, value in given.items():
         # What an older run does not say is as it was then: the default.
-        before = stored.get(name, FIELDS[name].default)
+        before = getattr(options, name) if name in stored else FIELDS[name].default
         if name not in UNRECORDED and settled(name, before) != settled(name, value):
             options.changed[name] = (before, value)
         setattr(options, name, value)

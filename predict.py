@@ -7,13 +7,18 @@ deviation. An image that cannot be read is named, the others are predicted, and 
 1.
 """
 
+from base import process
+
+if __name__ == "__main__":
+    # Before anything else: a signal ends even the imports below in one line.
+    process.begin()
+
 import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from base import process
 from base.arguments import LIMIT_WAYS, Parser, add_limit_options, path_of
 
 # Images on a sheet, and on one of explanations.
@@ -63,7 +68,6 @@ def build_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    process.begin()
     # --help and wrong options answer here, before torch is imported.
     build_parser().parse_args()
 
@@ -72,14 +76,14 @@ import torch
 from torch import Tensor
 
 import model
-from base.errors import Refused, clear_errors, with_way_out
-from base.files import refuse_target
+from base.errors import Failed, Refused, clear_errors, with_way_out
+from base.files import begins_with, has_arrays, is_our_picture, refuse_target
 from base.text import printable
 from datasets import given
 from datasets.images import FileImages, Limits
 from loading import seen
 from models import explain
-from report import predictions
+from report import predictions, tables
 from report.predictions import Prediction
 
 
@@ -102,6 +106,8 @@ def predict(
         found: dict[int, Prediction] = {}
         if len(pixels):
             scores, own = _scores(network, pixels, mirrored=mirrored)
+            if not scores.isfinite().all():
+                raise Failed("the network's scores are not finite: its weights are too large")
             for index, row, features in zip(indices.tolist(), scores, own, strict=True):
                 values, labels = row.topk(min(top, len(names)))
                 ranking = [
@@ -144,8 +150,14 @@ def whole_of(spec: model.Spec, found: Sequence[Prediction], exif: str | None) ->
     return pixels_of(replace(spec, fit="pad", image_size=spec.crop_size), found, exif)
 
 
-# What is written with each option.
-WRITTEN = {"csv": "CSV", "sheet": "PNG", "mistakes": "CSV", "embed": ".npz", "explain": "PNG"}
+# What is written with each option: true for what was written with it before.
+WRITTEN = {
+    "csv": begins_with(predictions.RANKINGS),
+    "sheet": is_our_picture,
+    "mistakes": begins_with(tables.MISTAKES),
+    "embed": has_arrays(*predictions.FEATURES),
+    "explain": is_our_picture,
+}
 
 
 def _targets(arguments: argparse.Namespace) -> dict[str, str]:
@@ -169,7 +181,7 @@ def _refuse_targets(arguments: argparse.Namespace) -> None:
         if argument != "-":
             given.refuse_written_over(targets.values(), argument)
     for name, path in targets.items():
-        refuse_target(path, kind=WRITTEN[name.removeprefix("--")])
+        refuse_target(path, is_ours=WRITTEN[name.removeprefix("--")])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,6 +2,12 @@
 pack, index your own.
 """
 
+from base import process
+
+if __name__ == "__main__":
+    # Before anything else: a signal ends even the imports below in one line.
+    process.begin()
+
 import argparse
 import os
 import re
@@ -11,7 +17,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from base import process
 from base.arguments import (
     LIMIT_WAYS,
     Parser,
@@ -21,6 +26,7 @@ from base.arguments import (
     whole_number,
 )
 from base.errors import Refused, clear_errors
+from base.files import absent
 
 FETCHED = ("mnist", "fashionmnist", "cifar10", "cifar100")
 IMAGES = "folder, .zip file, or folder or pattern of .tar or .parquet files"
@@ -243,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
             if getattr(arguments, name, None):
                 setattr(arguments, name, os.path.expanduser(getattr(arguments, name)))
         if arguments.run is repack and not Path(arguments.data_dir).exists():
-            raise Refused(f"there is no {arguments.data_dir}")
+            raise Refused(absent(arguments.data_dir))
         status = arguments.run(arguments)
         process.refuse_lost()
         if status:
@@ -251,5 +257,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    process.begin()
     main()

@@ -71,12 +71,16 @@ def cached(
     """Return what the JSON file `path` holds for `key`, computing and adding it where it is missing
     or unreadable.
     """
-    from base.files import read_text, write_json
+    from base.files import read_text, set_aside, write_json
 
+    known: Any = {}
     try:
-        found = json.loads(read_text(path))
-        known = found if isinstance(found, dict) else {}
+        known = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
+        known = None if os.path.isfile(path) else {}
+    # Spoilt, or not of this program: it is kept, for whoever wants it.
+    if not isinstance(known, dict):
+        set_aside(path)
         known = {}
     values: Any = known.get(key)
     if _is_whole(values):

@@ -49,6 +49,9 @@ def make_network(options: Options, run: Run, loader: AnyLoader) -> Network:
         model.freeze(network, options.freeze)
     if run.saved is not None:
         _refuse_other(network.spec, run.saved)
+        for name in sorted({"retrain", "pretrained"} & options.changed.keys()):
+            begins = f"--{name} is of a run that begins, and this one resumes"
+            raise Refused(f"{begins}: leave it out, or name another --expID")
     else:
         _initialise(options, run, network, loader)
     if options.optimize and not recompute(network):
@@ -126,7 +129,7 @@ def settle_tested(options: Options) -> tuple[Plain, Spec | None]:
         if "expID" not in options.given:
             options.expID = f"{options.usual_name}-test"
         for message in unfitting(options):
-            raise Refused(message)
+            raise Refused(f"{options.retrain}: {message}")
     return value, spec
 
 

@@ -31,10 +31,13 @@ def make_updater(options: Options, run: Run, network: Network) -> Updater:
     """
     share = options.batchSize // run.ranks.world
     if has_batch_norm(network) and share // min(options.accumulate, share) < 2:
+        parts, more = "", ""
+        if options.accumulate > 1:
+            parts, more = f" in {options.accumulate} parts", ", or lower --accumulate"
+        needs = "which needs at least 2 images on each rank and in each part"
         raise Refused(
-            f"--batchSize {options.batchSize}: {options.netType} has batch norm, which needs at "
-            "least 2 images on "
-            "each rank and in each part: raise it"
+            f"--batchSize {options.batchSize}{parts}: {options.netType} has batch norm, {needs}: "
+            f"raise it{more}"
         )
     with room_for("the optimizer's state", run.step.device):
         return _make_updater(options, run, network)

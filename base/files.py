@@ -5,10 +5,12 @@ import csv
 import errno
 import functools
 import io
+import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +96,29 @@ def replacing(
         raise
 
 
+def set_aside(path: str | os.PathLike[str]) -> Path:
+    """Rename a file that cannot be used, for whoever wants it; return its new name. Raises
+    OSError.
+    """
+    path = Path(path)
+    names = itertools.chain([".damaged"], (f".damaged-{number}" for number in itertools.count(2)))
+    aside = next(
+        place for end in names if not os.path.lexists(place := path.with_name(path.name + end))
+    )
+    path.rename(aside)
+    return aside
+
+
+def absent(path: str | os.PathLike[str], what: str = "") -> str:
+    """Return what is said of a path that leads nowhere, or cannot be looked at. what: "file "."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot look at {path}: {error.strerror}"
+    return f"there is no {what}{path}"
+
+
 def is_special(path: str | os.PathLike[str]) -> bool:
     """True for what is there and is neither a regular file nor a folder: a device, a pipe, a
     socket.
@@ -107,31 +132,55 @@ def is_special(path: str | os.PathLike[str]) -> bool:
 
 def refuse_foreign(path: Path, heading: list[str]) -> None:
     """Raise Refused where a CSV file of that name is someone else's: its first line is another."""
-    if not path.exists():
-        return
-    try:
-        first = read_text(path).splitlines()[:1]
-    except (OSError, ValueError):
-        first = []
-    if first != [",".join(heading)]:
+    if path.exists() and not begins_with(heading)(path):
         raise Refused(f"{path} is not of this program, which would replace it: move it away")
 
 
-# What a file of this kind begins with; a CSV holds text.
-SIGNATURES = {
-    "PNG": b"\x89PNG\r\n\x1a\n",
-    ".npz": b"PK\x03\x04",
-    "HDF5": b"\x89HDF\r\n\x1a\n",
-}
+# Stands in each picture that this program writes.
+SOFTWARE = "multi-gpu-torch"
+
+
+def is_our_picture(path: Path) -> bool:
+    """True for a PNG file that says so."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    return begin.startswith(b"\x89PNG") and f"Software\0{SOFTWARE}".encode() in begin
+
+
+def has_arrays(*names: str) -> Callable[[Path], bool]:
+    """Return what is true for an .npz file of just these arrays."""
+
+    def check(path: Path) -> bool:
+        try:
+            with zipfile.ZipFile(path) as file:
+                return sorted(file.namelist()) == sorted(f"{name}.npy" for name in names)
+        except (ValueError, zipfile.BadZipFile, NotImplementedError):
+            return False
+
+    return check
+
+
+def begins_with(heading: Sequence[str]) -> Callable[[Path], bool]:
+    """Return what is true for a CSV file whose first line is this."""
+
+    def check(path: Path) -> bool:
+        try:
+            return read_text(path).splitlines()[:1] == [",".join(heading)]
+        except (OSError, ValueError):
+            return False
+
+    return check
 
 
 def refuse_target(
-    path: str | os.PathLike[str], source: str | os.PathLike[str] = "", kind: str = ""
+    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] = "",
+    is_ours: Callable[[Path], bool] | None = None,
 ) -> None:
     """Raise Refused where no file can be written to `path`: said before hours of work, not after.
 
-    source: a file that is read, which must not be written over; kind: what is written, PNG, .npz,
-    HDF5 or CSV, which takes no other file's place: a slip names a photograph, or weights.
+    source: a file that is read, which must not be written over; is_ours: true for what was written
+    so before, which alone is replaced: a slip names a photograph, labels, or weights.
     """
     target = Path(os.path.realpath(path))
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
@@ -144,12 +193,8 @@ def refuse_target(
         raise Refused(f"cannot write {path}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise Refused(f"cannot write {path}: {target.parent} is read-only for this user")
-    if kind and target.is_file():
-        with target.open("rb") as file:
-            begin = file.read(4096)
-        same = b"\0" not in begin if kind == "CSV" else begin.startswith(SIGNATURES[kind])
-        if begin and not same:
-            raise Refused(f"{path} is there and no {kind} file: name another to write")
+    if is_ours is not None and target.is_file() and target.stat().st_size and not is_ours(target):
+        raise Refused(f"{path} is there and not of this program: name another to write")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:

@@ -19,6 +19,7 @@ def begin() -> None:
     Called once, before torch is imported.
     """
     steady()
+    refuse_no_place()
     for number in asked_to_stop():
         signal.signal(number, leave_at_once)
     # It asks a run to save, and nothing is there to save yet.
@@ -55,6 +56,15 @@ def steady() -> None:
             _redirect(descriptor)
     sys.stdout = _stream(1, "standard output", sys.stdout)
     sys.stderr = _stream(2, "standard error", sys.stderr)
+
+
+def refuse_no_place() -> None:
+    """End the process where its working folder is gone: no relative path leads anywhere then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("the working folder was removed: change to another one", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def is_lost() -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from base.errors import Refused
+from base.files import absent
 from base.randomness import key
 from datasets import listing, zipped
 from datasets.images import FileImages, Limits, composed, refuse_unknown
@@ -83,7 +84,7 @@ def open_folder(
 def _no_folder(data_dir: str) -> str:
     """Return what is said of a data_dir that is no folder."""
     if not os.path.lexists(data_dir):
-        return f"there is no folder {data_dir}"
+        return absent(data_dir, "folder ")
     return f"{data_dir} is neither a folder nor a .zip file of class folders"
 
 

@@ -2,6 +2,7 @@
 with their labels where they have any.
 """
 
+import codecs
 import itertools
 import os
 import sys
@@ -22,6 +23,7 @@ from datasets.parts import NoPart, unlabelled
 from datasets.remote import holds
 
 # Paths that are read together.
+MAX_LINE = 1 << 16
 BATCH = 32
 # Endings of a table's file.
 TABLES = (".csv", ".tsv")
@@ -53,8 +55,13 @@ def sources(arguments: Iterable[str], limits: Limits) -> Iterator[FileImages]:
 
 def _listed_paths() -> Iterator[str]:
     """Yield the paths on standard input, of lists made on any system."""
-    for line in sys.stdin or ():
-        path = line.rstrip("\r\n").removeprefix("\ufeff")
+    if sys.stdin is None:
+        return
+    # Bytes: a name on a disk is of any encoding.
+    while line := sys.stdin.buffer.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise Refused(f"standard input has a line of more than {MAX_LINE} bytes, no path")
+        path = os.fsdecode(line.rstrip(b"\r\n").removeprefix(codecs.BOM_UTF8))
         if path.strip():
             yield os.path.expanduser(path)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from base.errors import Refused
+from base.files import absent
 from base.text import printable
 
 # Bytes of decompressed chunks that are kept.
@@ -58,7 +59,7 @@ class File:
 
     def _opened(self) -> h5py.File:
         if not os.path.exists(self.path):
-            raise Refused(f"there is no file {self.path}", limit="dbcollection")
+            raise Refused(absent(self.path, "file "), limit="dbcollection")
         # w0 0: what was read longest ago leaves the cache first, whether it was read whole or not.
         cache: dict[str, Any] = {"rdcc_nbytes": self.cache, "rdcc_nslots": 100_003, "rdcc_w0": 0}
         try:

@@ -19,7 +19,7 @@ from typing import IO, Any, BinaryIO
 
 from base.errors import Failed, Refused
 from base.fetch import bytes_bar
-from base.files import whole_file, write_json
+from base.files import absent, whole_file, write_json
 
 # Classes, training and test images: arXiv 1409.0575, table 2.
 EXPECTED = (1000, 1_281_167, 50_000)
@@ -54,7 +54,7 @@ def prepare(tars: str, out: str, expected: tuple[int, int, int] | None) -> None:
     """
     source, target = Path(tars), Path(out)
     if not source.is_dir():
-        raise Refused(f"there is no folder {tars}")
+        raise Refused(absent(tars, "folder "))
     target.mkdir(parents=True, exist_ok=True)
     # What a killed run left half-written, and nothing of anyone else's.
     for path in target.rglob(".*.tmp"):

@@ -14,7 +14,15 @@ import h5py
 import numpy as np
 
 from base.errors import Failed, Refused
-from base.files import is_special, refuse_foreign, refuse_target, replacing, whole_file, write_json
+from base.files import (
+    SOFTWARE,
+    is_special,
+    refuse_foreign,
+    refuse_target,
+    replacing,
+    whole_file,
+    write_json,
+)
 from base.text import printable
 from datasets import dbcollection, folder, hdf5, table
 from datasets.images import FileImages
@@ -59,13 +67,15 @@ def write_table(origin: Origin, out: str) -> None:
     refuse_target(out, origin.labels or "")
     refuse_foreign(Path(out), table.HEADING)
     parts = origin.parts()
+    names = f"{os.path.splitext(out)[0]}.classes.txt"
+    if os.path.lexists(names) and not os.path.exists(out):
+        raise Refused(f"{names} is there, and {out} is not: name another, or move it away")
     root = origin.data_dir or os.path.dirname(origin.where) or "."
     words = {"" if part == "all" else PARTS[part]: images for part, images in parts.items()}
     table.write(out, words, root)
     images = next(iter(parts.values()))
     more = ""
     if not table.in_usual_order(images.classes):
-        names = f"{os.path.splitext(out)[0]}.classes.txt"
         with whole_file(names) as file:
             file.write("".join(f"{name}\n" for name in images.classes))
         more = f" --classes {shlex.quote(names)}"
@@ -81,15 +91,25 @@ def write_table(origin: Origin, out: str) -> None:
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write an HDF5 file, whole or not at all."""
-    refuse_target(path, kind="HDF5")
+    refuse_target(path, is_ours=_is_ours)
     if is_special(path):
         raise Refused(f"{path} is no regular file: HDF5 needs one", limit="out")
     try:
         with replacing(path) as temporary, h5py.File(temporary, "w", libver=LIBVER) as file:
+            file.attrs["software"] = np.bytes_(SOFTWARE)
             fill(file)
     except OSError as error:
         # HDF5's own words for a full disk are many.
         raise Failed(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+
+
+def _is_ours(path: Path) -> bool:
+    """True for an HDF5 file that says so."""
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("software") == np.bytes_(SOFTWARE))
+    except (OSError, RuntimeError):
+        return False
 
 
 def _fill(group: h5py.Group, images: FileImages, data_dir: str) -> None:
@@ -139,6 +159,10 @@ def add(name: str, path: str, data_dir: str, cache_file: str | None = None) -> N
             known = json.loads(place.read_text())
         file = os.path.abspath(path)
         categories = ["image_processing", "classification"]
+        before = known["dataset"].get(name)
+        if before is not None and json.dumps(file) not in json.dumps(before):
+            taken = f"'{name}' is another data set in {place}"
+            raise Refused(f"{taken}: register it by another name, or remove that entry")
         known["dataset"][name] = {
             "data_dir": os.path.abspath(data_dir),
             "keywords": ["classification"],

@@ -15,8 +15,9 @@ import opts
 from base import process
 from base.arguments import Parser
 from base.errors import clear_errors
-from base.files import whole_file
+from base.files import is_our_picture, refuse_target, whole_file
 from loading.plan import Plan
+from report.contact import signed
 
 # Rows and columns of the sheet: images, and how often each is drawn.
 IMAGES = 8
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --out: there is no folder {own.out.parent}")
 
     with clear_errors(opts.WAYS_OUT):
+        refuse_target(own.out, is_ours=is_our_picture)
         options = opts.parse(others, prog="transforms.py")
         train, _ = configs.open_both(options)
         pipeline = configs.make_pipeline(options, options.steps)
@@ -66,7 +68,7 @@ def save(images: Tensor, path: Path) -> None:
     picture = picture.resize((size[1] * scale, size[0] * scale), Image.Resampling.NEAREST)
 
     with whole_file(path, "wb", named=True) as file:
-        picture.save(file, "PNG")
+        picture.save(file, "PNG", pnginfo=signed())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from base.arguments import is_address
 from base.errors import Refused
+from base.files import absent
 from datasets import DATASETS, folder
 from datasets.braces import expand
 from datasets.images import FileImages, Limits, Names
@@ -56,7 +57,7 @@ class Origin:
             return "shards" if holds(where, ".tar") or not holds(where, ".parquet") else "parquet"
         if not os.path.exists(where) and zip_of(where) is None:
             expand(where)
-            raise Refused(f"there is no {where}")
+            raise Refused(absent(where))
         if os.path.isdir(where):
             return _kind_of_folder(where)
         if zip_of(where) is not None:

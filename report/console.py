@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.files import is_special, read_text, whole_file, write_json, write_rows
+from base.files import is_special, read_text, set_aside, whole_file, write_json, write_rows
 from base.text import printable
 from report.record import EpochRecord, TestMetrics
 
@@ -136,8 +136,7 @@ def _whole_lines(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except ValueError as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        path.rename(aside)
+        aside = set_aside(path)
         told = f"{path} is damaged ({printable(error)}): set aside as {aside.name}"
         print(told, file=sys.stderr, flush=True)
         return []

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from base.files import whole_file
+from base.files import SOFTWARE, whole_file
 from base.text import printable
 
 COLUMNS, ROWS = 8, 4
@@ -17,6 +18,13 @@ COUNT = COLUMNS * ROWS
 # Pixels: the least and the largest side that an image is shown at, a line of text, a letter.
 MIN_SIDE, MAX_SIDE, LINE, LETTER = 112, 160, 13, 6.2
 MARGIN = 6
+
+
+def signed() -> PngInfo:
+    """Return what makes a picture known as this program's."""
+    info = PngInfo()
+    info.add_text("Software", SOFTWARE)
+    return info
 
 
 def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
@@ -48,4 +56,4 @@ def draw(images: np.ndarray, titles: Sequence[str], path: Path) -> None:
             text = text if len(text) <= most else f"{text[: most - 1]}…"
             pen.text((left, top + cell + number * LINE), text, fill="black", font=font)
     with whole_file(path, "wb") as file:
-        sheet.save(file, format="PNG")
+        sheet.save(file, format="PNG", pnginfo=signed())

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from base.files import whole_file
+from base.files import SOFTWARE, whole_file
 from base.text import printable
 from report.record import EpochRecord
 from training.lr_range import RangeTest
@@ -58,7 +58,7 @@ def save(figure: Figure, path: Path, dpi: int = 100, *, named: bool = False) -> 
         warnings.simplefilter(
             "ignore"
         )  # of characters that the font lacks: they are drawn as boxes
-        figure.savefig(file, format="png", dpi=dpi)
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": SOFTWARE})
 
 
 def curves(history: Sequence[EpochRecord], path: Path) -> None:

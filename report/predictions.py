@@ -15,6 +15,10 @@ from report import tables
 from report.tables import MISTAKES
 from training.metrics import confident_errors
 
+RANKINGS = ["path", "rank", "class", "probability"]
+# Arrays of `write_features`.
+FEATURES = ("paths", "features")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -41,7 +45,7 @@ def write_rankings(found: Sequence[Prediction], path: str) -> None:
         for prediction in found
         for rank, (name, score) in enumerate(prediction.ranking, 1)
     ]
-    write_rows(path, ["path", "rank", "class", "probability"], rows, named=True)
+    write_rows(path, RANKINGS, rows, named=True)
 
 
 def summary(found: Sequence[Prediction]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +85,10 @@ class EpochRecord:
             # JSON has one kind of number: 1 may be a float's.
             allowed = (int,) if "int" in kinds[name] else (int, float)
             is_absent = value is None and "None" in kinds[name]
-            if not (is_absent or type(value) in allowed):
-                raise ValueError(f"{name} is {value!r}")
+            # A whole number may be one that no float holds.
+            fits = type(value) in allowed and abs(value) < 1e300
+            if not (is_absent or fits):
+                raise ValueError(f"{name} is {reprlib.repr(value)}")
         return cls(**known)
 
     def to_json(self) -> Json:

@@ -8,7 +8,6 @@ import platform
 import re
 import shlex
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -27,9 +26,11 @@ from base.text import listed
 from training.ranks import Ranks
 
 RECORD = "options.json"
+# What is left by what trains nothing.
+TESTS = ("test.json", "findLR.csv")
 # All names that a run writes, in its folder and in checkpoints/. Nothing else is ever removed.
 NAMES = (
-    r"lock|options\.json|log\.(jsonl|csv)|full_train\.log(\.damaged)?|test\.json"
+    r"lock|options\.json|log\.(jsonl|csv)|full_train\.log(\.damaged(-\d+)?)?|test\.json"
     r"|curves\.png|(first|test)_batch\.png|report\.html|confusion(_\d+)?\.png"
     r"|findLR\.(png|csv)|mistakes\.(png|csv)|(images|left_out)\.npz|classes\.csv|confusion\.csv"
     r"|bad_images\.csv|split\.csv"
@@ -37,6 +38,8 @@ NAMES = (
 )
 OWN = re.compile(rf"{NAMES}|events\.out\.tfevents\..*")
 OWN_TEMPORARY = re.compile(rf"\.({NAMES})\.\d+\.tmp")
+# What a lock says of who holds it.
+HOLDER = re.compile(rb"process \d+ on ")
 
 
 class Lock:
@@ -53,13 +56,12 @@ class Lock:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Not to wait for the other end, should someone have put a pipe there.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
-            descriptor = os.open(self.path, flags, 0o600)
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                raise Refused(f"{self.path} is not a regular file: remove it", limit="folder")
-            self.file = open(descriptor, "r+")
+            if not os.path.lexists(self.path):
+                _refuse_files_of_others(folder)
+            elif not _is_lock(self.path):
+                raise Refused(f"{self.path} is no lock of a run: move it away", limit="folder")
+            flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.file = open(os.open(self.path, flags, 0o600), "r+")
         except OSError as error:
             raise Refused(f"cannot write to {folder}: {error.strerror}", limit="folder") from None
 
@@ -97,14 +99,44 @@ class Lock:
             self.file.close()
 
 
-def prepare_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _is_lock(path: Path) -> bool:
+    """True for a lock of a run, or the empty file of one that was killed as it began."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(64)
+    return not begin or HOLDER.match(begin) is not None
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """Raise Refused where no run was begun in a folder, and files lie there that one would write
+    over.
+    """
+    if holds_run(folder):
+        return
+    found = sorted(path.name for path in _written(folder) if OWN.fullmatch(path.name))
+    if found:
+        raise Refused(
+            f"{folder} holds {listed(found)}, and no run that wrote it: nothing is written over",
+            limit="folder",
+        )
+
+
+def prepare_folder(folder: Path, *, resume: bool, overwrite: bool, trains: bool = True) -> None:
     """Refuse a folder that holds a run, unless it is resumed or will be removed.
 
-    One that will be removed must hold nothing but what a run writes. Sweeps what dead runs left
-    half-written. Raises Refused.
+    One that will be removed must hold nothing but what a run writes. trains: a test, or a test of
+    rates, writes over another one, never over a run. Sweeps what dead runs left half-written.
+    Raises Refused.
     """
-    if not (resume or overwrite) and holds_run(folder):
-        raise Refused(f"{folder} already holds a run", limit="holds a run")
+    if not trains and holds_run(folder):
+        raise Refused(f"{folder} holds a run, and this is none to train", limit="folder")
+    if trains and not overwrite:
+        if holds_run(folder):
+            if not resume:
+                raise Refused(f"{folder} already holds a run", limit="holds a run")
+        elif tests := [name for name in TESTS if (folder / name).exists()]:
+            raise Refused(f"{folder} holds a test, {tests[0]}", limit="folder")
     if overwrite:
         foreign = sorted(str(path.relative_to(folder)) for path in _foreign(folder))
         if foreign:
@@ -146,7 +178,8 @@ def _foreign(folder: Path) -> list[Path]:
 def clear_folder(folder: Path) -> None:
     """Remove the run that is in the folder, all but the lock. What no run wrote stays."""
     foreign = set(_foreign(folder))
-    for path in _written(folder):
+    # Its record last: until then it is a run, which can be removed.
+    for path in sorted(_written(folder), key=lambda path: path.name == RECORD):
         if path.name != "lock" and path not in foreign and not path.is_dir():
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -168,12 +201,10 @@ def record(
     images: State,
     split: Callable[[Path], None] | None,
 ) -> None:
-    """Write options.json: from here on the folder holds a run.
+    """Write options.json: from here on the folder holds a run. Each start writes it.
 
     images: their fingerprints; split: writes the table of its split.
     """
-    if split is not None:
-        split(folder / "split.csv")
     # For whoever finds the folder in a year.
     about = {
         "command": shlex.join(sys.argv),
@@ -181,6 +212,8 @@ def record(
         "commit": _commit(),
     }
     write_json(folder / RECORD, {"options": options, **about, **environment, "images": images})
+    if split is not None:
+        split(folder / "split.csv")
 
 
 def _commit() -> str | None:

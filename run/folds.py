@@ -17,11 +17,13 @@ from base.files import whole_file, write_rows
 from datasets.fold import Fold
 from report import tables
 from report.tables import Tested
+from run.folder import holds_run
 from run.run import Run
 from run.signals import Stopped
 from training.metrics import confident_errors, suspected
 
 LEFT_OUT = "left_out.npz"
+TABLE = "folds.csv"
 FIELDS = ("paths", "labels", "scores", "classes", "worst", "pixels")
 # Images on the sheet.
 SHEET = 48
@@ -61,6 +63,15 @@ def announced(fold: Fold, command: str) -> Iterator[None]:
         raise
 
 
+def refuse_others(where: Path) -> None:
+    """Raise Refused where what all folds say would be written over something else."""
+    if where.exists() and not where.is_dir():
+        raise Refused(f"{where} is no folder, where all folds would be written", limit="folder")
+    others = any((where / name).exists() for name in ("mistakes.csv", "mistakes.png"))
+    if holds_run(where) or (others and not (where / TABLE).exists()):
+        raise Refused(f"{where} holds something else than folds", limit="folder")
+
+
 def join(folders: Sequence[Path], where: Path) -> None:
     """Write folds.csv, mistakes.csv and mistakes.png of all images, and say what they hold.
 
@@ -85,7 +96,7 @@ def join(folders: Sequence[Path], where: Path) -> None:
         [fold, len(part["labels"]), f"{value:.4f}", folder.name]
         for fold, (part, value, folder) in enumerate(zip(parts, top1, folders, strict=True), 1)
     ]
-    write_rows(where / "folds.csv", ["fold", "images", "top1", "run"], rows)
+    write_rows(where / TABLE, ["fold", "images", "top1", "run"], rows)
 
     flags = suspected(scores, labels)
     wrong = confident_errors(scores, labels)

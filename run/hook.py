@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from base.errors import Refused
+from base.errors import Interrupted, Refused
 from base.text import printable
 from report.record import Json
 
@@ -30,7 +30,9 @@ class Hook:
         try:
             self.function(record, self.run)
         # It is not our code: whatever goes wrong in it must not cost what was trained.
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if isinstance(error, Interrupted):
+                raise
             if not self.failed:
                 what = f"{type(error).__name__}: {printable(error)}"
                 told = f"--hook {self.name} failed: {what}; training continues"
@@ -47,7 +49,9 @@ def load(name: str, run: Json) -> Hook:
     try:
         found = getattr(_module(module), function)
     # A module of the user's may raise anything as it is imported.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, Interrupted):
+            raise
         what = f"{type(error).__name__}: {printable(error)}"
         raise Refused(f"--hook {name} cannot be imported: {what}") from None
     if not callable(found):

@@ -15,6 +15,7 @@ from torch import Tensor
 from base import archive
 from base.archive import FORMAT, State
 from base.errors import Failed, Refused
+from base.text import listed
 from loading.deaths import LostWorker, StopAwaited, end_workers
 from loading.plan import Batch
 from model import Network
@@ -149,6 +150,8 @@ class Run:
             found = f"the ranks found other checkpoints in {self.folder}"
             raise Refused(f"{found}: all machines must share it")
 
+        if self.ranks.first:
+            self.record(self.folder)
         self.console.restore(progress.history, progress.epoch)
         self.report.open(progress.step)
         self.signals.armed = True
@@ -165,7 +168,11 @@ class Run:
         """Continue from a checkpoint. Says how exact that is. Raises Refused for one of others."""
         wrong = schema.misfit(network.state_dict(), saved.parts["network"])
         if wrong := wrong or updater.misfit(saved.parts["updater"]):
-            raise Refused(f"{saved.path} does not fit this run: {wrong}", limit="checkpoints")
+            other = f"{saved.path} does not fit this run: {wrong}"
+            if changed:
+                names = listed([f"--{name}" for name in changed])
+                raise Refused(f"{other}: leave {names} as it was, or name another --expID")
+            raise Refused(other, limit="checkpoints")
         network.load_state_dict(saved.parts["network"])
         updater.load_state_dict(saved.parts["updater"])
         self.progress = saved.progress

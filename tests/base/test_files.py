@@ -1,16 +1,30 @@
 """What is written is whole or not there; what is no regular file is neither read nor replaced."""
 
+import io
 import os
-import re
 import stat
 import threading
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from base.errors import Refused
-from base.files import read_bytes, read_text, refuse_target, replacing, whole_file, write_rows
+from base.files import (
+    absent,
+    begins_with,
+    has_arrays,
+    is_our_picture,
+    read_bytes,
+    read_text,
+    refuse_target,
+    replacing,
+    set_aside,
+    whole_file,
+    write_rows,
+)
 
 
 def test_a_link_stays_one_and_its_file_is_replaced(tmp_path: Path) -> None:
@@ -140,33 +154,70 @@ def test_a_file_of_more_than_256_mebibytes_is_no_text(tmp_path: Path) -> None:
         read_text(path)
 
 
+SIGNED = b"\x89PNG\r\n\x1a\n...tEXtSoftware\0multi-gpu-torch..."
+
+
+def arrays(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.zeros(2) for name in names})
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
-    ("kind", "content", "refused"),
+    ("is_ours", "content", "refused"),
     [
-        ("PNG", b"\x89PNG\r\n\x1a\n...", False),
-        ("PNG", b"", False),
-        ("PNG", b"\xff\xd8\xff\xe0...", True),
-        ("PNG", b"path,class\n", True),
-        (".npz", b"PK\x03\x04...", False),
-        (".npz", b"\x89PNG\r\n\x1a\n...", True),
-        ("HDF5", b"\x89HDF\r\n\x1a\n...", False),
-        ("HDF5", b"\x89PNG\r\n\x1a\n...", True),
-        ("CSV", "of before, \xe9\n".encode("latin-1"), False),
-        ("CSV", b"PK\x03\x04\0\0", True),
-        ("CSV", b"\x89PNG\r\n\x1a\n\0\0", True),
+        (is_our_picture, SIGNED, False),
+        (is_our_picture, b"", False),
+        (is_our_picture, SIGNED.replace(b"multi-gpu-torch", b"Matplotlib"), True),
+        (is_our_picture, b"\xff\xd8" + SIGNED, True),
+        (is_our_picture, b"path,class\n", True),
+        (has_arrays("a", "b"), arrays("b", "a"), False),
+        (has_arrays("a", "b"), arrays("a"), True),
+        (has_arrays("a", "b"), arrays("a", "b", "c"), True),
+        (has_arrays("a", "b"), arrays("a", "b")[:50], True),
+        (has_arrays("a", "b"), SIGNED, True),
+        (begins_with(["a", "b"]), b"a,b\n1,2\n", False),
+        (begins_with(["a", "b"]), b"a,b", False),
+        (begins_with(["a", "b"]), b"a,b,c\n1,2,3\n", True),
+        (begins_with(["a", "b"]), b"1,2\na,b\n", True),
+        (begins_with(["a", "b"]), "a,b\n\xe9".encode("latin-1"), True),
+        (begins_with(["a", "b"]), b"PK\x03\x04\0\0", True),
     ],
 )
-def test_a_file_becomes_none_of_another_kind(
-    kind: str, content: bytes, refused: bool, tmp_path: Path
+def test_a_file_takes_the_place_of_its_like_alone(
+    is_ours: Callable[[Path], bool], content: bytes, refused: bool, tmp_path: Path
 ) -> None:
     path = tmp_path / "x"
-    refuse_target(path, kind=kind)
+    refuse_target(path, is_ours=is_ours)
     path.write_bytes(content)
     (tmp_path / "link").symlink_to("x")
     for name in (path, tmp_path / "link"):
         if refused:
-            with pytest.raises(Refused, match=f"is there and no {re.escape(kind)} file"):
-                refuse_target(name, kind=kind)
+            with pytest.raises(Refused, match="is there and not of this program: name another"):
+                refuse_target(name, is_ours=is_ours)
         else:
-            refuse_target(name, kind=kind)
-    refuse_target("/dev/null", kind=kind)
+            refuse_target(name, is_ours=is_ours)
+    refuse_target("/dev/null", is_ours=is_ours)
+
+
+def test_what_is_set_aside_keeps_all_that_was_before(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for number in range(3):
+        path.write_text(str(number))
+        set_aside(path)
+    found = {place.name: place.read_text() for place in tmp_path.iterdir()}
+    assert found == {"log.damaged": "0", "log.damaged-2": "1", "log.damaged-3": "2"}
+
+
+def test_what_cannot_be_looked_at_is_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert absent(tmp_path / "no", "folder ") == f"there is no folder {tmp_path / 'no'}"
+    (tmp_path / "file").write_text("")
+    assert absent(tmp_path / "file" / "x") == f"there is no {tmp_path / 'file' / 'x'}"
+
+    def denied(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", denied)
+    assert absent("/priv/d") == "cannot look at /priv/d: Permission denied"

@@ -1,5 +1,6 @@
 """No program ends in a traceback for its output's sake, and each is stopped in one line."""
 
+import ast
 import io
 import os
 import signal
@@ -183,3 +184,30 @@ print("begun")
 def test_a_program_begins_with_streams_that_last_and_signals_that_end_it() -> None:
     result = subprocess.run([sys.executable, "-c", BEGUN], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "begun\n"), result.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_answers_signals_before_it_imports_anything(program: str) -> None:
+    """Ctrl-C during an import would otherwise be a traceback."""
+    text = (ROOT / program).read_text()
+    code = ast.parse(text).body[1:3]
+    assert [ast.unparse(node) for node in code] == [
+        "from base import process",
+        "if __name__ == '__main__':\n    process.begin()",
+    ]
+
+
+@pytest.mark.parametrize("program", [*PROGRAMS, "statistics.py"])
+def test_a_working_folder_that_is_gone_is_said(program: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, runpy, sys; os.rmdir(os.getcwd()); "
+        f"sys.argv = [{program!r}, '--help']; sys.path.insert(0, {str(ROOT)!r}); "
+        f"runpy.run_path({str(ROOT / program)!r}, run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=gone, capture_output=True, text=True, timeout=100
+    )
+    assert result.returncode == 2
+    assert result.stderr == "the working folder was removed: change to another one\n"

@@ -3,7 +3,6 @@ and runs ranked by compare.py.
 """
 
 import csv
-import io
 import math
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from common import typed
 from PIL import Image
 from rig import make_images, on_folder
 from torch import nn
@@ -25,6 +25,7 @@ import prepare
 from datasets import given
 from datasets.images import Limits
 from models.explain import features, heatmaps
+from report.contact import signed
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,8 @@ def test_nothing_that_is_read_is_written_over(
     shard = next(folder.glob("*train*.tar"))
     photo = tmp_path / "photo.png"
     with Image.open(trained / "images" / "val" / "class 0" / "0.jpg") as image:
-        image.save(photo)
+        # As a sheet of ours would be.
+        image.save(photo, pnginfo=signed())
     rows = tmp_path / "t.csv"
     rows.write_text(f"path,label\n{photo},class 0\n")
     calls = {
@@ -194,7 +196,7 @@ def test_nothing_that_is_read_is_written_over(
         assert run(weights(trained), *call) == 2
         assert "is read: name another" in capsys.readouterr().err
         assert target.read_bytes() == before
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photo}\n"))
+    monkeypatch.setattr(sys, "stdin", typed(f"{photo}\n".encode()))
     before = photo.read_bytes()
     assert run(weights(trained), "-", "--sheet", photo) == 2
     assert photo.read_bytes() == before
@@ -208,9 +210,9 @@ def test_an_output_that_is_there_is_replaced_whatever_names_the_images(
     shard = str(next(folder.glob("*train*.tar")))
     out = tmp_path / "out.csv"
     for argument in (shard.replace("0.tar", "{0..0}.tar"), "-"):
-        out.write_text("of before")
+        out.write_text("path,rank,class,probability\nof before")
         photo = next(trained.glob("images/val/*/*"))
-        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photo}\n"))
+        monkeypatch.setattr(sys, "stdin", typed(f"{photo}\n".encode()))
         assert run(weights(trained), argument, "--csv", out) == 0
         assert out.read_text().startswith("path,rank,class,probability")
 

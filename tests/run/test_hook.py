@@ -1,5 +1,6 @@
 """A function of the user's that hears of every epoch, and the log as a table."""
 
+import asyncio
 import csv
 import json
 import os
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 from common import ROOT
 
-from run.hook import Hook
+from base.errors import Interrupted, Refused
+from run.hook import Hook, load
 
 HOOK = """
 import json
@@ -109,6 +111,35 @@ def test_mlflow_keeps_what_the_documented_hook_logs(tmp_path: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     found = mlflow.search_runs(search_all_experiments=True)
     assert "metrics.test_top1" in found.columns
+
+
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+def test_whatever_a_hook_raises_ends_no_run(
+    kind: type[BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def function(record: object, run: object) -> None:
+        raise kind("away")
+
+    Hook("m:f", function, {})({"epoch": 1})
+    assert f"failed: {kind.__name__}: away; training continues" in capsys.readouterr().err
+    (tmp_path / "odd_hook.py").write_text(
+        f"import asyncio\nraise asyncio.{kind.__name__}('no')\n"
+        if kind is asyncio.CancelledError
+        else f"raise {kind.__name__}('no')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match=f"cannot be imported: {kind.__name__}: no"):
+        load("odd_hook:f", {})
+    # A signal is none of its errors.
+    with pytest.raises(Interrupted):
+        Hook("m:f", lambda *_: leave(), {})({"epoch": 1})
+
+
+def leave() -> None:
+    raise Interrupted(15)
 
 
 def test_a_hook_gets_record_and_run_and_fails_aloud_once(

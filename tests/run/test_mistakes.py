@@ -106,6 +106,55 @@ def test_a_spoilt_options_file_is_named(
     assert "options.json" in capsys.readouterr().err
 
 
+def test_a_stored_option_of_another_kind_is_named(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rig.run_folder(finished) / "options.json"
+    stored = json.loads(path.read_text())
+    # A path that is none, and is given again.
+    stored["options"]["expDir"] = 5
+    path.write_text(json.dumps(stored))
+    assert "resuming from" in rig.finish(rig.options(finished, "--continue"))
+    # Who typed nothing of it hears where it stands.
+    stored["options"] |= {"expDir": str(finished), "labelSmoothing": 1.0}
+    path.write_text(json.dumps(stored))
+    said = refused(rig.options(finished, "--continue"), capsys)
+    assert "--labelSmoothing: 1 is not from 0 to below 1" in said
+    assert said.endswith(f"(it stands in {path})\n")
+
+
+def test_a_run_that_cannot_be_looked_at_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(rig.options(tmp_path / ("a" * 300), "--continue"), capsys)
+    assert said.count("\n") == 1
+    assert "File name too long" in said
+
+
+@pytest.mark.parametrize("more", [["--optimizer", "adamw"], ["--retrain", "other.pt"]])
+def test_an_option_that_cannot_join_a_run_costs_no_run(
+    more: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(rig.options(finished, "--continue", "--nEpochs", "2", *more), capsys)
+    assert more[0] in said
+    assert "--overwrite" not in said
+    assert "or name another --expID" in said
+    # What it began with, given again, is no change.
+    assert "resuming from" in rig.finish(rig.options(finished, "--continue", "--nEpochs", "2"))
+
+
+def test_parts_that_are_too_small_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--dataset", "synthetic", "--synthetic", "32:4:24", "--netType", "alexnetbn"]
+    words += ["--cropSize", "20", "--GPU", "-1", "--expDir", str(tmp_path)]
+    said = refused([*words, "--batchSize", "8", "--accumulate", "100"], capsys)
+    assert "--batchSize 8 in 100 parts" in said
+    assert said.endswith("raise it, or lower --accumulate\n")
+    said = refused([*words, "--batchSize", "1"], capsys)
+    assert said.endswith("in each part: raise it\n")
+
+
 def test_stray_lines_in_the_log_of_steps_are_dropped(finished: Path) -> None:
     log = rig.run_folder(finished) / "full_train.log"
     whole = log.read_text()

@@ -25,6 +25,11 @@ class Terminal(io.StringIO):
         return True
 
 
+def typed(content: bytes) -> io.TextIOWrapper:
+    """Return a standard input of these bytes, whose encoding takes no others than its own."""
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", errors="strict")
+
+
 def epoch_record(**values: Any) -> EpochRecord:
     """Return a line of the log with these values, all others 1."""
     fields: dict[str, Any] = dict.fromkeys(EpochRecord.__dataclass_fields__, 1.0)
