@@ -115,6 +115,7 @@ def cross_validate(options: opts.Options, argv: list[str]) -> None:
         folders.append(opts.parse(words).folder)
         with folds.announced(fold, options.command_to_continue(argv)):
             main(words)
+    folds.refuse_different(folders, options.may_differ)
     folds.join(folders, together)
 
 
@@ -127,10 +128,13 @@ def test_alone(options: opts.Options) -> None:
         configs.print_test_header(options, run, network, loader)
         with configs.memory_to_test(options, run, network):
             tested = test(run, network, loader, Sums(run.step.device))
-        if not math.isfinite(tested.metrics.test_loss or 0.0):
-            raise Failed(f"{options.retrain}: the loss is not finite: its weights are too large")
         run.console.show_test(tested.metrics)
         run.report.draw_test(tested)
+        if not math.isfinite(tested.metrics.test_loss or 0.0):
+            name, precision = options.retrain or options.netType, run.environment["precision"]
+            raise Failed(
+                f"{name}: the loss is not finite in {precision}: its weights are too large"
+            )
 
 
 def range_test(

@@ -7,6 +7,7 @@ one or more a line; a # begins a comment. What stands on the command line itself
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -91,9 +92,7 @@ def parse(argv: list[str] | None = None, prog: str = "main.py") -> Options:
 
     # torchrun starts a run again after a rank was lost: it resumes then.
     if launched["TORCHELASTIC_RESTART_COUNT"]:
-        arguments = [word for word in arguments if word not in ("--overwrite", "--continue")] + [
-            "--continue"
-        ]
+        arguments = _restarted(arguments, parser)
 
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -116,8 +115,9 @@ def parse(argv: list[str] | None = None, prog: str = "main.py") -> Options:
 
 def _with_place(message: str, options: Options) -> str:
     """Return a message, and where an option stands that was not given."""
+    given = {name.rstrip("_") for name in options.given}
     named = re.search(r"--(\w+)", message)
-    if not options.continue_ or named is None or named[1] in options.given:
+    if not options.continue_ or named is None or named[1] in given:
         return message
     record = options.folder / "options.json"
     return f"{message} (it stands in {record})" if os.path.exists(record) else message
@@ -138,6 +138,22 @@ def build_parser(prog: str = "main.py") -> Parser:
         groups[title].add_argument("--" + name.rstrip("_"), **described(name, field))
 
     return parser
+
+
+def _restarted(arguments: list[str], parser: Parser) -> list[str]:
+    """Return the command line of a start after the first: it goes on with what that one began.
+
+    Where a rank was lost before anything began, the run that is to be removed is still there.
+    """
+    others = [word for word in arguments if word not in ("--overwrite", "--continue")]
+    known, _ = parser.parse_known_args(others)
+    begun: Any = None
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        path = Options(**vars(known)).folder / "options.json"
+        begun = json.loads(read_text(path, MAX_RECIPE))["launch"]
+    if "--overwrite" in arguments and begun != os.environ.get("TORCHELASTIC_RUN_ID"):
+        return [*others, "--overwrite"]
+    return [*others, "--continue"]
 
 
 def _refuse_unknown(parser: Parser, unknown: list[str]) -> NoReturn:

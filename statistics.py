@@ -8,6 +8,7 @@ the standard module, it imports nothing but the standard library at its top, and
 it by its path (`utils.load_ours`).
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -76,12 +77,15 @@ def cached(
     known: Any = {}
     try:
         known = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError):
-        known = None if os.path.isfile(path) else {}
+    except OSError:
+        pass
+    except (ValueError, RecursionError):
+        known = None
     # Spoilt, or not of this program: it is kept, for whoever wants it.
     if not isinstance(known, dict):
-        set_aside(path)
         known = {}
+        with contextlib.suppress(OSError):
+            set_aside(path)
     values: Any = known.get(key)
     if _is_whole(values):
         return values["mean"], values["std"]

@@ -142,7 +142,9 @@ def make_parallel(options: Options, run: Run, network: Network) -> nn.Module:
     if options.compile and run.step.device.type == "cuda":
         if options.accumulate > 1:
             # The next part's replay writes over the gradients that the one before left.
-            raise Refused("--compile makes a step one graph, --accumulate parts: leave one out")
+            raise Refused(
+                "--compile makes a step one graph, --accumulate parts: give --accumulate 1"
+            )
         trained = Compiled(network)
     elif options.compile:
         trained = torch.compile(network)  # type: ignore[assignment]

@@ -136,6 +136,8 @@ def refuse_foreign(path: Path, heading: list[str]) -> None:
         raise Refused(f"{path} is not of this program, which would replace it: move it away")
 
 
+# Bytes of a heading.
+MAX_HEADING = 1 << 16
 # Stands in each picture that this program writes.
 SOFTWARE = "multi-gpu-torch"
 
@@ -164,10 +166,9 @@ def begins_with(heading: Sequence[str]) -> Callable[[Path], bool]:
     """Return what is true for a CSV file whose first line is this."""
 
     def check(path: Path) -> bool:
-        try:
-            return read_text(path).splitlines()[:1] == [",".join(heading)]
-        except (OSError, ValueError):
-            return False
+        with path.open("rb") as file:
+            line = file.readline(MAX_HEADING)
+        return line.rstrip(b"\r\n") == ",".join(heading).encode()
 
     return check
 
@@ -194,7 +195,8 @@ def refuse_target(
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise Refused(f"cannot write {path}: {target.parent} is read-only for this user")
     if is_ours is not None and target.is_file() and target.stat().st_size and not is_ours(target):
-        raise Refused(f"{path} is there and not of this program: name another to write")
+        known = "is there, and not known as this program's"
+        raise Refused(f"{path} {known}: move it away, or name another to write")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = MAX_TEXT) -> bytes:

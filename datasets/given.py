@@ -22,8 +22,9 @@ from datasets.images import FileImages, Limits, relabelled
 from datasets.parts import NoPart, unlabelled
 from datasets.remote import holds
 
-# Paths that are read together.
+# Bytes of a line on standard input.
 MAX_LINE = 1 << 16
+# Paths that are read together.
 BATCH = 32
 # Endings of a table's file.
 TABLES = (".csv", ".tsv")

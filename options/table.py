@@ -397,6 +397,17 @@ class Options:
         given = [word for word in argv if word not in ("--overwrite", "--continue")]
         return shlex.join([*self._launched, *given, "--continue"])
 
+    @property
+    def may_differ(self) -> set[str]:
+        """Options that runs of one cross-validation may differ in: which machine they had, what no
+        metric depends on, and what the number of images decides.
+        """
+        where = {
+            name for name, field in FIELDS.items() if field.metadata["group"] in (MACHINE, RUN)
+        }
+        decided = {name for name in ("nEpochs", "batchSize") if name not in self.given}
+        return FREE | where | decided | {"fold"}
+
     def recorded(self) -> Values:
         """Return what options.json holds."""
         return {name: getattr(self, name) for name in FIELDS if name not in UNRECORDED}

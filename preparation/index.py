@@ -17,6 +17,7 @@ from base.errors import Failed, Refused
 from base.files import (
     SOFTWARE,
     is_special,
+    read_text,
     refuse_foreign,
     refuse_target,
     replacing,
@@ -51,6 +52,8 @@ def index(data_dir: str, out: str, *, register: str | None = None) -> None:
         for group, images in parts.items():
             _fill(file.create_group(group), images, data_dir)
 
+    if register:
+        _refuse_taken(register, out)
     _write(Path(out), fill)
     print(
         f"{out}: "
@@ -67,15 +70,16 @@ def write_table(origin: Origin, out: str) -> None:
     refuse_target(out, origin.labels or "")
     refuse_foreign(Path(out), table.HEADING)
     parts = origin.parts()
-    names = f"{os.path.splitext(out)[0]}.classes.txt"
-    if os.path.lexists(names) and not os.path.exists(out):
-        raise Refused(f"{names} is there, and {out} is not: name another, or move it away")
     root = origin.data_dir or os.path.dirname(origin.where) or "."
+    images = next(iter(parts.values()))
+    names = f"{os.path.splitext(out)[0]}.classes.txt"
+    numbered = not table.in_usual_order(images.classes)
+    if numbered and os.path.lexists(names) and not _names(names, images.classes):
+        raise Refused(f"{names} is there, with other classes: move it away, or name another --out")
     words = {"" if part == "all" else PARTS[part]: images for part, images in parts.items()}
     table.write(out, words, root)
-    images = next(iter(parts.values()))
     more = ""
-    if not table.in_usual_order(images.classes):
+    if numbered:
         with whole_file(names) as file:
             file.write("".join(f"{name}\n" for name in images.classes))
         more = f" --classes {shlex.quote(names)}"
@@ -87,6 +91,30 @@ def write_table(origin: Origin, out: str) -> None:
     where = f" --data_dir {shlex.quote(root)}"
     run = f"python main.py --dataset table --labels {shlex.quote(out)}{where}{more}"
     print(f"a run: {run}{run_with(parts)}")
+
+
+def _names(path: str, classes: list[str]) -> bool:
+    """True for a file of these names, in any order."""
+    try:
+        return sorted(read_text(path).splitlines()) == sorted(classes)
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_taken(name: str, out: str) -> None:
+    """Raise Refused where dbcollection knows another file by that name, and the file is there."""
+    place = os.path.expanduser(dbcollection.CACHE_FILE)
+    if not os.path.exists(place):
+        return
+    try:
+        before = dbcollection.read_cache(place)[name]["tasks"]["classification"]
+        file = before if isinstance(before, str) else before["filename"]
+        taken = os.path.exists(file) and os.path.realpath(file) != os.path.realpath(out)
+    except (KeyError, TypeError):
+        return
+    if taken:
+        other = f"'{name}' is {file} in {place}"
+        raise Refused(f"{other}: register it by another name, or remove that entry")
 
 
 def _write(path: Path, fill: Callable[[h5py.File], None]) -> None:
@@ -159,10 +187,6 @@ def add(name: str, path: str, data_dir: str, cache_file: str | None = None) -> N
             known = json.loads(place.read_text())
         file = os.path.abspath(path)
         categories = ["image_processing", "classification"]
-        before = known["dataset"].get(name)
-        if before is not None and json.dumps(file) not in json.dumps(before):
-            taken = f"'{name}' is another data set in {place}"
-            raise Refused(f"{taken}: register it by another name, or remove that entry")
         known["dataset"][name] = {
             "data_dir": os.path.abspath(data_dir),
             "keywords": ["classification"],

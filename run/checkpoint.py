@@ -182,6 +182,8 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.failures = 0
         self.problem: str | None = None
+        # Old ones, which cannot be removed. Said once.
+        self.leaves = False
 
     @property
     def busy(self) -> bool:
@@ -225,9 +227,10 @@ class Saver:
                 old.unlink(missing_ok=True)
         except OSError as error:
             # The new one is there: nothing is lost by an old one that stays.
-            self.problem = (
-                f"cannot remove {old}, which --keep {self.keep} leaves out: {_cause(error)}"
-            )
+            if not self.leaves:
+                what = f"cannot remove {old}, which --keep {self.keep} leaves out"
+                self.problem = f"{what}: {_cause(error)}"
+            self.leaves = True
 
     def wait(self) -> None:
         """Wait for the write under way and report a failure.
@@ -252,7 +255,8 @@ class Saver:
         if self.failures > 1:
             raise Failed(f"{problem}: failed twice in a row, stopping; {self.what_is_left()}")
 
-        message = f"{problem}: training continues; {self.what_is_left()}"
+        goes_on = ": training continues" if self.failures else ""
+        message = f"{problem}{goes_on}; {self.what_is_left()}"
         print(message, file=sys.stderr, flush=True)
 
     def finish(self) -> None:

@@ -115,7 +115,8 @@ def _refuse_files_of_others(folder: Path) -> None:
     if holds_run(folder):
         return
     found = sorted(path.name for path in _written(folder) if OWN.fullmatch(path.name))
-    if found:
+    # Someone else has just begun one there.
+    if found and "lock" not in found:
         raise Refused(
             f"{folder} holds {listed(found)}, and no run that wrote it: nothing is written over",
             limit="folder",
@@ -188,7 +189,8 @@ def clear_folder(folder: Path) -> None:
 
 def remove_empty(folder: Path, made: list[Path]) -> None:
     """Remove a run's folder in which nothing was written, and those above it that it made."""
-    (folder / "lock").unlink(missing_ok=True)
+    if all(path.name == "lock" for path in _written(folder)):
+        (folder / "lock").unlink(missing_ok=True)
     for path in made:
         with contextlib.suppress(OSError):
             path.rmdir()
@@ -210,6 +212,8 @@ def record(
         "command": shlex.join(sys.argv),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "commit": _commit(),
+        # Of torchrun, the same in each of its restarts.
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
     }
     write_json(folder / RECORD, {"options": options, **about, **environment, "images": images})
     if split is not None:

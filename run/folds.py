@@ -1,10 +1,11 @@
 """Cross-validation: a run each fold, and what each said of the images that it had not seen."""
 
 import contextlib
+import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 
 from base.arguments import number_of
 from base.errors import Refused
-from base.files import whole_file, write_rows
+from base.files import read_text, whole_file, write_rows
 from datasets.fold import Fold
 from report import tables
 from report.tables import Tested
-from run.folder import holds_run
+from run.folder import RECORD, holds_run
 from run.run import Run
 from run.signals import Stopped
 from training.metrics import confident_errors, suspected
@@ -70,6 +71,21 @@ def refuse_others(where: Path) -> None:
     others = any((where / name).exists() for name in ("mistakes.csv", "mistakes.png"))
     if holds_run(where) or (others and not (where / TABLE).exists()):
         raise Refused(f"{where} holds something else than folds", limit="folder")
+
+
+def refuse_different(folders: Sequence[Path], may_differ: Container[str]) -> None:
+    """Raise Refused where the folds' runs were trained in several ways: some are of before.
+
+    may_differ: options.
+    """
+    if number_of("RANK", 0):
+        return
+    options = [json.loads(read_text(folder / RECORD))["options"] for folder in folders]
+    for name in sorted(set.intersection(*map(set, options))):
+        values = sorted({json.dumps(option[name]) for option in options})
+        if len(values) > 1 and name not in may_differ:
+            told = f"the folds were trained with --{name} {' and '.join(values)}"
+            raise Refused(f"{told}: train all folds again with --overwrite")
 
 
 def join(folders: Sequence[Path], where: Path) -> None:

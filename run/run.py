@@ -39,6 +39,10 @@ BATCH_OPTIONS = {
     *("dataset", "data_dir", "dbcollection", "synthetic", "valShare", "fold"),
     *("balanced", "batchSize", "limit", "manualSeed"),
 }
+# Options that say what a checkpoint holds.
+SHAPING = {
+    *("optimizer", "momentum", "nesterov", "ema", "freeze", "backboneLR", "decayAll", "syncBN"),
+}
 DISK_ERRORS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
     *(errno.EFBIG, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
@@ -169,8 +173,8 @@ class Run:
         wrong = schema.misfit(network.state_dict(), saved.parts["network"])
         if wrong := wrong or updater.misfit(saved.parts["updater"]):
             other = f"{saved.path} does not fit this run: {wrong}"
-            if changed:
-                names = listed([f"--{name}" for name in changed])
+            if shaping := sorted(SHAPING & changed.keys()):
+                names = listed([f"--{name}" for name in shaping])
                 raise Refused(f"{other}: leave {names} as it was, or name another --expID")
             raise Refused(other, limit="checkpoints")
         network.load_state_dict(saved.parts["network"])

@@ -184,6 +184,46 @@ def test_sizes_and_schedule_are_settled_by_what_is_given() -> None:
     assert schedule("--dataset mnist --LR 0.1 --schedule cosine") == "cosine"
 
 
+def test_a_message_names_the_place_of_what_was_not_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mnist" / "alexnetbn" / "options.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"options": {"dataset": "mnist", "ema": 1.0}}))
+    words = ["--dataset", "mnist", "--expDir", str(tmp_path), "--continue"]
+    for more, there in ([], True), (["--ema", "1"], False):
+        with pytest.raises(SystemExit):
+            opts.parse([*words, *more])
+        assert (f"(it stands in {path})" in capsys.readouterr().err) == there
+    path.write_text(json.dumps({"options": {"dataset": "mnist"}}))
+    with pytest.raises(SystemExit):
+        opts.parse([*words, "--overwrite"])
+    assert "stands in" not in capsys.readouterr().err
+
+
+def test_a_restart_removes_what_the_first_start_did_not_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mnist" / "alexnetbn" / "options.json"
+    path.parent.mkdir(parents=True)
+    words = ["--dataset", "mnist", "--expDir", str(tmp_path)]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this one")
+
+    def found(*more: str) -> tuple[bool, bool]:
+        options = opts.parse([*words, *more])
+        return options.continue_, options.overwrite
+
+    # Nothing was begun, or another launch's run is there still.
+    assert found("--overwrite") == (False, True)
+    path.write_text(json.dumps({"options": {"dataset": "mnist"}, "launch": "before"}))
+    assert found("--overwrite") == (False, True)
+    assert found() == (True, False)
+    # What this launch began is never removed by it.
+    path.write_text(json.dumps({"options": {"dataset": "mnist"}, "launch": "this one"}))
+    assert found("--overwrite") == found("--continue") == (True, False)
+
+
 def test_a_test_and_a_range_test_have_folders_of_their_own() -> None:
     test = opts.parse(["--dataset", "mnist", "--test", "--retrain", "x", "--expID", "a"])
     assert (test.expID, test.overwrite, test.batchSize) == ("a-test", True, 128)

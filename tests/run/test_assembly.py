@@ -373,7 +373,9 @@ def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
             assert found == (("compiled", network) if asked else network)
     # A graph's gradients are overwritten by its next replay.
     options.accumulate = 2
-    with pytest.raises(Refused, match="--compile makes a step one graph, --accumulate parts"):
+    with pytest.raises(
+        Refused, match="--compile makes a step one graph, --accumulate parts: give --accumulate 1"
+    ):
         training.make_parallel(options, run, network)
 
 

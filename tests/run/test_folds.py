@@ -1,6 +1,7 @@
 """--folds: what networks say of images that they were not trained on."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from rig import ROOT, make_images, on_folder
 
 import data
 import main
+import opts
 from base.errors import Refused
 from base.randomness import key
 from datasets import folds
@@ -231,6 +233,25 @@ def test_an_image_in_two_folds_is_refused(tmp_path: Path) -> None:
         left_out(tmp_path / name / "left_out.npz")
     with pytest.raises(Refused, match="2 images lie in two folds"):
         crossed.join([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+
+
+def test_folds_of_other_options_are_not_mixed(tmp_path: Path) -> None:
+    """As where some are of before, and --overwrite was stopped among them."""
+    options = opts.parse(["--dataset", "folder", "--data_dir", "d", "--folds", "2"])
+    for name, more in (("1", {}), ("2", {"fold": "2/2", "nThreads": 9, "GPU": 3, "nEpochs": 7})):
+        (tmp_path / name).mkdir()
+        told = {"options": options.recorded() | more}
+        (tmp_path / name / "options.json").write_text(json.dumps(told))
+    places = [tmp_path / "1", tmp_path / "2"]
+    crossed.refuse_different(places, options.may_differ)
+    # Epochs that were given are not what the number of images decides.
+    given = opts.parse(["--dataset", "folder", "--data_dir", "d", "--folds", "2", "--nEpochs", "5"])
+    with pytest.raises(Refused, match=r"with --nEpochs .* and .*: train all folds again"):
+        crossed.refuse_different(places, given.may_differ)
+    told = {"options": options.recorded() | {"LR": 0.5}}
+    (tmp_path / "2" / "options.json").write_text(json.dumps(told))
+    with pytest.raises(Refused, match=r"with --LR 0.5 and null: train all folds again with --over"):
+        crossed.refuse_different(places, options.may_differ)
 
 
 def test_a_fold_is_its_number_of_so_many() -> None:
