@@ -116,6 +116,8 @@ def absent(path: str | os.PathLike[str], what: str = "") -> str:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             return f"cannot look at {path}: {error.strerror}"
+    except ValueError:  # of a name with a NUL, which no file has
+        pass
     return f"there is no {what}{path}"
 
 

@@ -215,6 +215,7 @@ def test_what_cannot_be_looked_at_is_not_called_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert absent(tmp_path / "no", "folder ") == f"there is no folder {tmp_path / 'no'}"
+    assert absent("a\0b") == "there is no a\0b"
     (tmp_path / "file").write_text("")
     assert absent(tmp_path / "file" / "x") == f"there is no {tmp_path / 'file' / 'x'}"
 
