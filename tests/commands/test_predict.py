@@ -81,7 +81,7 @@ def test_images_are_named_and_bad_ones_too(
     lines = out.read_text().splitlines()
     assert lines[0] == "path,rank,class,probability"
     assert len(lines) == 1 + 2 * (1 + 9)
-    monkeypatch.setattr("sys.stdin", iter([f"{tmp_path / 'red.png'}\n"]))
+    monkeypatch.setattr("sys.stdin", typed(f"{tmp_path / 'red.png'}\n".encode()))
     with pytest.raises(SystemExit) as stop:
         predict.main(
             [

@@ -125,14 +125,14 @@ def test_whatever_a_hook_raises_ends_no_run(
 
     Hook("m:f", function, {})({"epoch": 1})
     assert f"failed: {kind.__name__}: away; training continues" in capsys.readouterr().err
-    (tmp_path / "odd_hook.py").write_text(
+    (tmp_path / f"odd_{kind.__name__}.py").write_text(
         f"import asyncio\nraise asyncio.{kind.__name__}('no')\n"
         if kind is asyncio.CancelledError
         else f"raise {kind.__name__}('no')\n"
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refused, match=f"cannot be imported: {kind.__name__}: no"):
-        load("odd_hook:f", {})
+        load(f"odd_{kind.__name__}:f", {})
     # A signal is none of its errors.
     with pytest.raises(Interrupted):
         Hook("m:f", lambda *_: leave(), {})({"epoch": 1})
