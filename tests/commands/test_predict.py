@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import DATA, Terminal
+from common import DATA, Terminal, typed
 from PIL import Image
 from rig import make_images, on_folder
 
