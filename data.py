@@ -21,6 +21,7 @@ from loading.plan import Batch, ChosenPlan, Plan
 from loading.starts import (
     check_shared_memory,
     context_of,
+    end_feeders_at_exit,
     enough_processes,
     lack,
     lacked_processes,
@@ -260,6 +261,7 @@ class FileLoader(HostLoader):
         check_shared_memory(workers, batch * image_bytes)
 
         shorten_socket_paths()
+        end_feeders_at_exit()
         return {
             "multiprocessing_context": context_of(start_method),
             "persistent_workers": True,

@@ -1,7 +1,9 @@
-"""How worker processes start, and what they say where they cannot."""
+"""How worker processes start and end, and what they say where they cannot."""
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import gc
 import multiprocessing.util
 import os
@@ -10,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from multiprocessing import context as contexts
@@ -81,6 +84,25 @@ def context_of(start_method: str) -> contexts.BaseContext:
         # The server imports torch once, its forks then start at once.
         context.set_forkserver_preload(["loading.shield", "data"])
     return context
+
+
+@functools.cache
+def end_feeders_at_exit() -> None:
+    """Let no thread that feeds a worker be cut off as this process ends.
+
+    The last to leave a queue removes its semaphores, and tells multiprocessing's tracker: a thread
+    that was stopped between the two made it warn of a leak.
+    """
+    atexit.register(_end_feeders)
+
+
+def _end_feeders() -> None:
+    # Loaders that are left close their queues.
+    gc.collect()
+    end = time.monotonic() + 1
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(max(0, end - time.monotonic()))
 
 
 def lacked_processes(workers: list[Any]) -> bool:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -367,3 +368,17 @@ def test_a_worker_ends_whose_server_has_ended(
         starts._end_with_parent()
     # Linux's PR_SET_PDEATHSIG.
     assert asked == [(1, signal.SIGKILL)]
+
+
+def test_no_feeder_of_workers_is_cut_off_at_the_end() -> None:
+    """Its semaphores would be told as leaked."""
+    made = multiprocessing.get_context("forkserver").Queue()
+    made.put(1)
+    assert made.get() == 1
+    feeders = [t for t in threading.enumerate() if t.name == "QueueFeederThread"]
+    # As DataLoader leaves it.
+    made.cancel_join_thread()
+    made.close()
+    starts._end_feeders()
+    assert feeders
+    assert not any(thread.is_alive() for thread in feeders)
