@@ -86,8 +86,8 @@ class EpochRecord:
             allowed = (int,) if "int" in kinds[name] else (int, float)
             is_absent = value is None and "None" in kinds[name]
             # A whole number may be one that no float holds.
-            fits = type(value) in allowed and abs(value) < 1e300
-            if not (is_absent or fits):
+            too_large = type(value) is int and abs(value) >= 1 << 63
+            if too_large or not (is_absent or type(value) in allowed):
                 raise ValueError(f"{name} is {reprlib.repr(value)}")
         return cls(**known)
 

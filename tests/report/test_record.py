@@ -28,6 +28,9 @@ def test_a_line_is_read_back() -> None:
     assert line["test_map"] is None
     # Names of later versions are passed over; JSON has one kind of number.
     assert EpochRecord.from_json(line | {"later": "x", "lr": 1}).lr == 1
+    assert EpochRecord.from_json(line | {"step": 2**63 - 1}).step == 2**63 - 1
+    # As logs of before have it.
+    assert EpochRecord.from_json(line | {"train_loss": math.inf}).train_loss == math.inf
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,7 @@ def test_a_line_is_read_back() -> None:
         *(("epoch", 1.5), ("epoch", None), ("epoch", True), ("epoch", "1")),
         *(("step", 2.0), ("lr", None), ("lr", "0.1"), ("lr", [0.1]), ("lr", True)),
         *(("train_loss", "x"), ("test_left_out", 1.5), ("peak_memory_bytes", 0.5)),
+        *(("test_top1", 10**400), ("step", -(2**63)), ("lr", 2**63)),
     ],
 )
 def test_what_is_no_number_is_named(name: str, value: object) -> None:
