@@ -256,6 +256,13 @@ def test_only_what_differs_from_its_default_is_told() -> None:
     assert told == [("dataset", "mnist", "ilsvrc2012"), ("nEpochs", 7, by_set)]
 
 
+def test_several_ranks_have_images_enough_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    options = opts.parse(FOLDER.split())
+    settle_by_images(options, 100)
+    assert options.batchSize == 40
+
+
 def test_the_command_to_go_on_starts_as_many_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["--dataset", "mnist", "--overwrite", "--expID", "a b", "--continue"]
     options = opts.parse(argv[:2])
