@@ -168,6 +168,9 @@ def begins_with(heading: Sequence[str]) -> Callable[[Path], bool]:
     """Return what is true for a CSV file whose first line is this."""
 
     def check(path: Path) -> bool:
+        # A pipe would be waited for.
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             line = file.readline(MAX_HEADING)
         return line.rstrip(b"\r\n") == ",".join(heading).encode()

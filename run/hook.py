@@ -29,10 +29,10 @@ class Hook:
     def __call__(self, record: Json) -> None:
         try:
             self.function(record, self.run)
+        except Interrupted:
+            raise
         # It is not our code: whatever goes wrong in it must not cost what was trained.
         except BaseException as error:
-            if isinstance(error, Interrupted):
-                raise
             if not self.failed:
                 what = f"{type(error).__name__}: {printable(error)}"
                 told = f"--hook {self.name} failed: {what}; training continues"
@@ -48,10 +48,10 @@ def load(name: str, run: Json) -> Hook:
     sys.path.append(os.getcwd())
     try:
         found = getattr(_module(module), function)
+    except Interrupted:
+        raise
     # A module of the user's may raise anything as it is imported.
     except BaseException as error:
-        if isinstance(error, Interrupted):
-            raise
         what = f"{type(error).__name__}: {printable(error)}"
         raise Refused(f"--hook {name} cannot be imported: {what}") from None
     if not callable(found):

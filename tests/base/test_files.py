@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from common import within
 
 from base.errors import Refused
 from base.files import (
@@ -19,6 +20,7 @@ from base.files import (
     is_our_picture,
     read_bytes,
     read_text,
+    refuse_foreign,
     refuse_target,
     replacing,
     set_aside,
@@ -224,3 +226,9 @@ def test_what_cannot_be_looked_at_is_not_called_absent(
 
     monkeypatch.setattr(os, "stat", denied)
     assert absent("/priv/d") == "cannot look at /priv/d: Permission denied"
+
+
+def test_a_pipe_in_a_list_s_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list.csv")
+    with within(5), pytest.raises(Refused, match="is not of this program"):
+        refuse_foreign(tmp_path / "list.csv", ["a", "b"])
