@@ -76,6 +76,7 @@ def start(options: Options) -> Iterator[Run]:
     device = utils.device_for(options.GPU, options.gpus, local, here)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        utils.end_passes_at_exit()
     ranks = join(device, options.resume_command)
     _set_backends(options)
     utils.keep_memory()

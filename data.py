@@ -15,7 +15,7 @@ from base.errors import Failed, lacks_processes
 from datasets import DATASETS
 from datasets.decoded import Kept
 from datasets.images import ArrayImages, FileImages, StoredPixels
-from loading.deaths import LostWorker, WorkerWatch, remove_left
+from loading.deaths import LostWorker, WorkerWatch, quiet_pinning, remove_left
 from loading.decoded import KeptReader, ResidentPixels, usable
 from loading.plan import Batch, ChosenPlan, Plan
 from loading.starts import (
@@ -262,6 +262,7 @@ class FileLoader(HostLoader):
 
         shorten_socket_paths()
         end_feeders_at_exit()
+        quiet_pinning()
         return {
             "multiprocessing_context": context_of(start_method),
             "persistent_workers": True,
@@ -306,6 +307,8 @@ class FileLoader(HostLoader):
                 # A worker killed halfway through handing over a batch shows as a connection that
                 # breaks off.
                 cut_off = isinstance(error, (EOFError, ConnectionError))
+                # The thread that pins batches has met it.
+                cut_off = cut_off or text.startswith("Pin memory thread")
                 if "DataLoader" not in text and not cut_off:
                     raise
                 # What a killed worker was writing stays in shared memory until someone removes it.

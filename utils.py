@@ -1,10 +1,15 @@
 """One GPU or many, or the CPU: the device, copies to it and from it, memory, seeds."""
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import resource
 import sys
+import time
+import weakref
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +23,9 @@ from base.randomness import key
 # glibc's malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+
+# What the contexts of backward passes hold.
+_PASSES: ContextVar[object] = ContextVar("passes", default=None)
 
 # Of torch.cpu.get_capabilities: arithmetic in bf16, on x86 and on Arm. AMX comes with the first.
 BF16_FEATURES = ("avx512_bf16", "bf16")
@@ -159,6 +167,31 @@ def _count_gpus() -> int:
         raise Refused(f"the GPU cannot be used: {reason}", limit="GPUs") from None
 
     return count
+
+
+class _Held:
+    """Lives as long as a pass that holds it."""
+
+
+@functools.cache
+def end_passes_at_exit() -> None:
+    """Let no thread of a backward pass on a GPU be cut off as this process ends.
+
+    The main thread has its gradients, or an error of another GPU, before each of torch's threads
+    has let go of the pass. One that must for that wait for an interpreter which is ending ended the
+    process with SIGABRT, before Python 3.14.
+    """
+    held = _Held()
+    # torch gives each pass a copy of the context that it is called in.
+    _PASSES.set(held)
+    atexit.register(_end_passes, weakref.ref(held))
+
+
+def _end_passes(held: "weakref.ref[_Held]") -> None:
+    _PASSES.set(None)
+    end = time.monotonic() + 1
+    while held() is not None and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def keep_memory() -> None:

@@ -1,9 +1,11 @@
 """Lost workers: how a death is noticed, and what is left of them."""
 
 import contextlib
+import functools
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ LOOK_AGAIN = 0.5
 # Seconds that a stop waits for the batch that is being read.
 STOP_AFTER = 1.0
 Handler = Callable[[int, FrameType | None], object]
+# What who reads from a worker meets where it is gone.
+GONE = (ConnectionError, EOFError, FileNotFoundError)
 
 
 class LostWorker(Failed):
@@ -33,9 +37,23 @@ def print_unless_told(
     """Print what a worker or its server did not catch, but for what the main process tells itself:
     it is gone, or nothing more could be started.
     """
-    gone = issubclass(kind, (ConnectionError, EOFError, FileNotFoundError))
-    if not gone and not (isinstance(error, Exception) and lacks_processes(error)):
+    if not issubclass(kind, GONE) and not (isinstance(error, Exception) and lacks_processes(error)):
         sys.__excepthook__(kind, error, trace)
+
+
+@functools.cache
+def quiet_pinning() -> None:
+    """Print nothing where torch's thread that pins batches finds a worker gone: the main thread
+    tells of it, or has ended the workers itself.
+    """
+    before = threading.excepthook
+
+    def print_others(given: threading.ExceptHookArgs) -> None:
+        pins = given.thread is not None and "_pin_memory_loop" in given.thread.name
+        if not (pins and issubclass(given.exc_type, GONE)):
+            before(given)
+
+    threading.excepthook = print_others
 
 
 class WorkerWatch:

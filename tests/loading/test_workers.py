@@ -30,7 +30,7 @@ import data
 import opts
 from base.errors import Refused, clear_errors
 from loading import starts, workers
-from loading.deaths import WorkerWatch, print_unless_told
+from loading.deaths import LostWorker, WorkerWatch, print_unless_told, quiet_pinning
 from loading.plan import Plan
 from loading.starts import enough_processes
 from loading.workers import Reader, Task
@@ -107,6 +107,52 @@ def test_a_worker_prints_what_the_main_process_does_not_tell(
 ) -> None:
     print_unless_told(type(error), error, None)
     assert bool(capsys.readouterr().err) is is_printed
+
+
+def _pin_memory_loop(error: BaseException) -> None:
+    raise error
+
+
+def another(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "is_printed"),
+    [
+        (_pin_memory_loop, ConnectionResetError(), False),
+        (_pin_memory_loop, EOFError(), False),
+        (_pin_memory_loop, FileNotFoundError(), False),
+        (_pin_memory_loop, ValueError("our own fault"), True),
+        (another, ConnectionResetError(), True),
+    ],
+)
+def test_a_thread_that_pins_prints_what_the_main_thread_does_not_tell(
+    target: Callable[[BaseException], None],
+    error: BaseException,
+    is_printed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    quiet_pinning.__wrapped__()
+    thread = threading.Thread(target=target, args=(error,))
+    thread.start()
+    thread.join()
+    assert len(printed) == is_printed
+
+
+def test_a_worker_that_the_pinning_thread_finds_gone_is_lost() -> None:
+    class Batches:
+        def __iter__(self) -> Any:
+            raise RuntimeError("Pin memory thread exited unexpectedly")
+
+    tasks = SimpleNamespace(tasks=[1])
+    loader = SimpleNamespace(
+        tasks=tasks, deaths=WorkerWatch(), timeout=1, loader=Batches(), _workers=list
+    )
+    with pytest.raises(LostWorker, match="died or stopped responding"):
+        next(data.FileLoader._read(loader))  # type: ignore[arg-type]
 
 
 def test_nothing_is_raised_where_no_batch_is_awaited_any_more() -> None:

@@ -343,6 +343,32 @@ def test_each_gpu_of_a_process_draws_its_own(
     assert seeds[:first] + seeds[first + count :] == [99] * (4 - count)
 
 
+LETS_GO_LATE = """
+import contextvars, threading, time
+import utils
+
+def hold(passes):
+    time.sleep(0.3)
+    print("let go", flush=True)
+
+utils.end_passes_at_exit()
+passes = [contextvars.copy_context()]
+threading.Thread(target=hold, args=(passes.pop(),), daemon=True).start()
+"""
+
+
+def test_a_process_waits_for_who_still_has_a_backward_pass() -> None:
+    command = [sys.executable, "-c", LETS_GO_LATE]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (result.returncode, result.stdout) == (0, "let go\n")
+
+
+def test_a_process_does_not_wait_for_ever_for_a_backward_pass() -> None:
+    command = [sys.executable, "-c", LETS_GO_LATE.replace("0.3", "90")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
 @pytest.mark.parametrize(("name", "least"), [("alexnet", 1), ("alexnetbn", 2)])
 @pytest.mark.parametrize(("device", "gpus"), [("cuda:1", [1, 2, 3]), ("cuda", [0, 1])])
 def test_data_parallel_takes_neighbouring_gpus(
