@@ -29,8 +29,12 @@ GAP = 2
 def main(argv: list[str] | None = None) -> None:
     """Read main.py's options and --out, and write the sheet."""
     parser = Parser(prog="transforms.py", add_help=False, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"))
+    about = "the picture, PNG (default: %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help=about)
     own, others = parser.parse_known_args(argv)
+    if {"-h", "--help"} & set(others):
+        # The options of main.py follow.
+        parser.print_help()
     if not own.out.parent.is_dir():
         parser.error(f"argument --out: there is no folder {own.out.parent}")
 

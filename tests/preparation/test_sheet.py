@@ -58,6 +58,15 @@ def test_a_picture_has_a_folder_to_lie_in(
     assert f"--out: there is no folder {tmp_path / 'none'}" in capsys.readouterr().err
 
 
+def test_a_sheet_s_help_names_its_own_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sheet.main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "--out OUT  the picture" in said
+    assert "--augment STR" in said
+
+
 def test_a_wrong_option_of_a_sheet_names_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         sheet.main(["--dataset", "minst"])
