@@ -26,6 +26,7 @@ from loading.starts import (
     lack,
     lacked_processes,
     own_modules_first,
+    quiet_tracker,
     shorten_socket_paths,
     start_worker,
 )
@@ -261,6 +262,7 @@ class FileLoader(HostLoader):
         check_shared_memory(workers, batch * image_bytes)
 
         shorten_socket_paths()
+        quiet_tracker()
         end_feeders_at_exit()
         quiet_pinning()
         return {

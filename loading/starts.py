@@ -86,6 +86,18 @@ def context_of(start_method: str) -> contexts.BaseContext:
     return context
 
 
+def quiet_tracker() -> None:
+    """Let the process that cleans up after this one say nothing where this one is killed.
+
+    It removes the semaphores that a killed process leaves, as it should, and warned of each run
+    that was stopped at once. Its interpreter reads the environment as it starts.
+    """
+    quiet = "ignore:resource_tracker:UserWarning"
+    others = os.environ.get("PYTHONWARNINGS", "")
+    if quiet not in others:
+        os.environ["PYTHONWARNINGS"] = f"{others},{quiet}".lstrip(",")
+
+
 @functools.cache
 def end_feeders_at_exit() -> None:
     """Let no thread that feeds a worker be cut off as this process ends.

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from loading.starts import shorten_socket_paths
+from loading.starts import quiet_tracker, shorten_socket_paths
 
 # Files a process takes at a time.
 CHUNK = 16
@@ -61,6 +61,7 @@ def each(
             return
 
         shorten_socket_paths()
+        quiet_tracker()
         context = multiprocessing.get_context("forkserver")
         pool = context.Pool(processes, _start, (work,))
         try:

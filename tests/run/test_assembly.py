@@ -494,6 +494,36 @@ def test_a_second_signal_stops_a_run_now() -> None:
     )
 
 
+STOPPED_AT_ONCE = """
+import os, signal, sys
+import main
+from run.run import Run
+
+def stop_twice(run, sums):
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+if __name__ == "__main__":
+    Run.after_step = stop_twice
+    main.main(sys.argv[1:])
+"""
+
+
+def test_a_run_that_is_stopped_at_once_brings_no_warning(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "images")
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED_AT_ONCE)
+    command = f"--dataset folder --data_dir {folder} --imageSize 16 --cropSize 16 --GPU -1"
+    result = subprocess.run(
+        [sys.executable, script, *command.split(), "--nThreads", "1", "--expDir", tmp_path],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")
+
+
 def test_a_signal_before_anything_can_be_saved_ends_the_run() -> None:
     signals = Signals()
     with pytest.raises(Interrupted):
