@@ -31,6 +31,7 @@ from data import AnyLoader, Images
 from datasets import changes, table
 from datasets.images import FileImages
 from model import Network
+from models import NETWORKS
 from options.table import FREE, Options
 from report.console import Console
 from report.report import Report
@@ -66,6 +67,8 @@ __all__ = [
     "statistics",
 ]
 
+# Of runs that wrote none down.
+PEAKS_BEFORE = dict.fromkeys(("vgg11bn", "vgg13bn", "vgg16bn", "vgg19bn"), 0.05)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -139,6 +142,7 @@ def _make_run(
     where = options.folder
     saved = checkpoint.newest(where / "checkpoints") if options.continue_ else None
     precision = _precision_name(options.precision, device, saved, has_bf16)
+    options.peak = _peak(options.netType, saved)
     console = Console(where, quiet=not ranks.first, verbose=options.verbose)
     disabled = options.logger == "none" or not ranks.first
     recorded = options.recorded()
@@ -166,6 +170,7 @@ def _make_run(
         environment={
             **folder.environment(device, ranks, options.gpus),
             "precision": precision,
+            "peak": str(options.peak),
         },
         signals=signals,
         console=console,
@@ -188,6 +193,17 @@ def _precision_name(name: str, device: torch.device, saved: Saved | None, has_bf
     # A checkpoint of before names none: on CPUs that was fp32.
     before = saved is not None and device.type == "cpu"
     return "bf16" if has_bf16 and not before else "fp32"
+
+
+def _peak(name: str, saved: Saved | None) -> float:
+    """Return the highest rate of one cycle where no --LR is given: the network's own when a run
+    begins, and kept.
+    """
+    own = NETWORKS[name].highest_rate
+    if saved is None:
+        return own
+    # A checkpoint of before names none.
+    return float(saved.settings.get("peak", PEAKS_BEFORE.get(name, own)))
 
 
 def resume(

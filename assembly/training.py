@@ -82,8 +82,8 @@ def schedule_of(options: Options) -> Schedule:
     """Return the run's learning rate and weight decay."""
     entry = NETWORKS[options.netType]
     first, decay = entry.lr, options.weightDecay
-    if options.schedule == "onecycle" and entry.peak is not None:
-        first = entry.peak
+    if options.schedule == "onecycle":
+        first = options.peak or entry.highest_rate
 
     # AdamW's decay is not part of the gradient: Loshchilov 2017, arXiv 1711.05101.
     if options.optimizer == "adamw":

@@ -30,6 +30,11 @@ class Entry:
     # torchvision's name of the network with the same weights.
     torchvision_name: str = ""
 
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate of one cycle."""
+        return self.lr if self.peak is None else self.peak
+
 
 OURS = {
     "alexnet": Entry("alexnet:alexnet", 16, "Krizhevsky 2012, two columns"),
@@ -56,17 +61,10 @@ OURS = {
         16,
         "column A, batch norm after convolutions (torchvision's vgg11_bn)",
         torchvision_name="vgg11_bn",
-        peak=0.05,
     ),
-    "vgg13bn": Entry(
-        "vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn", peak=0.05
-    ),
-    "vgg16bn": Entry(
-        "vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn", peak=0.05
-    ),
-    "vgg19bn": Entry(
-        "vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn", peak=0.05
-    ),
+    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn"),
+    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn"),
+    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn"),
     "googlenet": Entry(
         "googlenet:googlenet",
         16,

@@ -345,6 +345,8 @@ class Options:
     synthetic_shape: tuple[int, int, int] = dataclasses.field(default=(512, 10, 256))
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     stopping: Stopping = dataclasses.field(default=Stopping())
+    # The highest rate of one cycle that a resumed run began with, None: the network's own.
+    peak: float | None = dataclasses.field(default=None)
 
     @property
     def source(self) -> Source:

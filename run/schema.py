@@ -4,6 +4,7 @@ A file can be whole and still be another program's, a later version's, or change
 of another shape would reach a kernel that does not look.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -83,7 +84,17 @@ def _settings(value: Plain) -> str:
     if not isinstance(value, dict):
         return "holds no settings"
     wrong = [name for name, item in value.items() if type(item) not in (str, int)]
-    return f"holds {wrong[0]}, which is neither text nor a number" if wrong else ""
+    if wrong:
+        return f"holds {wrong[0]}, which is neither text nor a number"
+    peak = value.get("peak", "0.1")
+    return "" if _is_rate(peak) else f"holds a peak of {peak!r}, which is no learning rate"
+
+
+def _is_rate(text: str | int) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def _model(value: Plain) -> str:

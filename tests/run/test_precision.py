@@ -1,5 +1,6 @@
-"""What --precision auto takes: settled when a run begins, and kept."""
+"""What --precision auto takes, and a network's own rate: settled when a run begins, and kept."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from common import DATA
 
 import configs
 import utils
+from models import NETWORKS
 
 CPU = torch.device("cpu")
 
@@ -122,3 +124,44 @@ def test_a_precision_is_settled_once(
     before: Any = None if saved is None else SimpleNamespace(settings=saved)
     found = configs._precision_name(asked, torch.device(device), before, has_bf16)
     assert found == taken
+
+
+def with_peak(monkeypatch: pytest.MonkeyPatch, peak: float) -> None:
+    entry = dataclasses.replace(NETWORKS["tiny"], peak=peak)
+    monkeypatch.setitem(NETWORKS, "tiny", entry)
+
+
+def test_a_run_keeps_the_rate_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_peak(monkeypatch, 0.02)
+    cycle = "--schedule", "onecycle"
+    rig.finish(rig.options(tmp_path / "whole", *cycle))
+    child = rig.Child(rig.options(tmp_path / "stopped", *cycle))
+    while child.alive() and child.steps < 15:
+        pass
+    child.kill(15)
+    child.wait()
+    # Another version of the table.
+    with_peak(monkeypatch, 0.1)
+    said = rig.finish(rig.options(tmp_path / "stopped", "--continue"))
+    assert "bit-for-bit identical" in said
+    assert "learning rate 0.02, onecycle" in said
+    assert rig.fingerprint(tmp_path / "stopped") == rig.fingerprint(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rate"),
+    [
+        ("vgg13bn", None, 0.01),
+        ("resnet9", None, 0.2),
+        ("alexnet", None, 0.01),
+        ("vgg13bn", {"peak": "0.03"}, 0.03),
+        # Before it was written down, those of vgg with batch norm went up to 0.05.
+        ("vgg13bn", {}, 0.05),
+        ("resnet9", {}, 0.2),
+    ],
+)
+def test_a_rate_is_settled_once(name: str, settings: dict[str, str] | None, rate: float) -> None:
+    before: Any = None if settings is None else SimpleNamespace(settings=settings)
+    assert configs._peak(name, before) == rate

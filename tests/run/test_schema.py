@@ -90,6 +90,8 @@ CHANGES = {
         ("progress", "sums"), {"values": torch.zeros(1, 4), "losses": torch.zeros(1, 9)}
     ),
     "settings holds threads": put(("settings", "threads"), 1.5),
+    "settings holds a peak of 'high', which is no learning rate": put(("settings", "peak"), "high"),
+    "settings holds a peak of 'inf'": put(("settings", "peak"), "inf"),
     "images lacks a side": drop("images", "test"),
     "images holds no fingerprints": put(("images",), {"train": 3, "test": 4}),
     "model describes no network": put(("model", "cropSize"), -16),
