@@ -5,8 +5,9 @@ Every part of main.py's loop is in: loading, augmentation, loss, checked update,
 the loop of torchvision's reference recipe on the same network and batch: its transforms and float32
 normalisation on the host, its loss and accuracies read every step; on a GPU in the same precision,
 on a CPU in float32, where that recipe has no other. fp32 is ours without bf16, where that is what
-it takes. bare is the network's forward, backward and update alone, on one batch that lies on the
-device. Without --data_dir the images are synthetic arrays; --dataset mnist takes the digits.
+it takes, `not compiled` ours beside --compile. bare is the network's forward, backward and update
+alone, on one batch that lies on the device. Without --data_dir the images are synthetic arrays;
+--dataset mnist takes the digits.
 """
 
 import argparse
@@ -299,7 +300,9 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["torchvision"],
         help="measure the reference recipe's loop in the same run",
     )
-    parser.add_argument("--compile", action="store_true", help="compile our network")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile our network, and measure it so and not"
+    )
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--plot", type=Path, help="picture of a step's parts")
@@ -356,6 +359,10 @@ def measure(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
         if ours.run.step.precision is not None:
             beside = options_of(arguments, name, f"{folder}/fp32", "fp32")
             ways["fp32"] = Ours(beside, stack).train
+        if arguments.compile:
+            eager = argparse.Namespace(**vars(arguments) | {"compile": False})
+            beside = options_of(eager, name, f"{folder}/eager", arguments.precision)
+            ways["not compiled"] = Ours(beside, stack).train
         root = peer_folder(arguments)
         if arguments.peer and root is not None:
             sizes = options.imageSize, options.cropSize
