@@ -366,7 +366,7 @@ def test_a_process_waits_for_who_still_has_a_backward_pass() -> None:
 
 def test_a_process_does_not_wait_for_ever_for_a_backward_pass() -> None:
     command = [sys.executable, "-c", LETS_GO_LATE.replace("0.3", "90")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert (result.returncode, result.stdout) == (0, "")
 
 
