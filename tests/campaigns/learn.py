@@ -29,7 +29,7 @@ EPOCHS = {
     "ninbn": 30,
 }
 EPOCHS |= {"vggbn": 30, "vggbnv2": 24, "googlenet": 8, "inception2": 8, "vgg11bn": 8, "vgg13bn": 8}
-EPOCHS |= {"vgg16bn": 24, "vgg19bn": 48}
+EPOCHS |= {"vgg16bn": 16, "vgg19bn": 24}
 OPTIONS = [
     "--dataset",
     "mnist",
