@@ -307,11 +307,9 @@ class FileLoader(HostLoader):
                 if text.startswith("Caught "):
                     raise Failed(f"a loader worker failed: {lines[-1]}") from error
                 # A worker killed halfway through handing over a batch shows as a connection that
-                # breaks off.
+                # breaks off, here or in the thread that pins batches, which ends then.
                 cut_off = isinstance(error, (EOFError, ConnectionError))
-                # The thread that pins batches has met it.
-                cut_off = cut_off or text.startswith("Pin memory thread")
-                if "DataLoader" not in text and not cut_off:
+                if not (cut_off or "DataLoader" in text or text.startswith("Pin memory")):
                     raise
                 # What a killed worker was writing stays in shared memory until someone removes it.
                 remove_left([worker.pid for worker in self._workers()])
