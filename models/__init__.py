@@ -61,10 +61,17 @@ OURS = {
         16,
         "column A, batch norm after convolutions (torchvision's vgg11_bn)",
         torchvision_name="vgg11_bn",
+        peak=0.002,
     ),
-    "vgg13bn": Entry("vgg:vgg13bn", 16, "column B, the same", torchvision_name="vgg13_bn"),
-    "vgg16bn": Entry("vgg:vgg16bn", 16, "column D, the same", torchvision_name="vgg16_bn"),
-    "vgg19bn": Entry("vgg:vgg19bn", 16, "column E, the same", torchvision_name="vgg19_bn"),
+    "vgg13bn": Entry(
+        "vgg:vgg13bn", 16, "column B, the same", peak=0.002, torchvision_name="vgg13_bn"
+    ),
+    "vgg16bn": Entry(
+        "vgg:vgg16bn", 16, "column D, the same", peak=0.002, torchvision_name="vgg16_bn"
+    ),
+    "vgg19bn": Entry(
+        "vgg:vgg19bn", 16, "column E, the same", peak=0.002, torchvision_name="vgg19_bn"
+    ),
     "googlenet": Entry(
         "googlenet:googlenet",
         16,
@@ -103,6 +110,7 @@ TORCHVISION = tuple(_NAMES.split())
 # Smallest inputs of torchvision's that differ from 32 pixels.
 _SMALLEST = {"alexnet": 63, "inception_v3": 75, "squeezenet1_0": 21, "squeezenet1_1": 17}
 _HEADS = {"inception_v3": ("AuxLogits",)}
+_PEAKS = dict.fromkeys(("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"), 0.002)
 
 # Names of timm's begin so.
 TIMM = "timm:"
@@ -127,6 +135,7 @@ NETWORKS = Networks(
             _SMALLEST.get(name, 32),
             "torchvision's",
             heads=_HEADS.get(name, ()),
+            peak=_PEAKS.get(name),
             torchvision_name=name,
         )
         for name in TORCHVISION
