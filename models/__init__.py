@@ -44,7 +44,7 @@ OURS = {
         "Krizhevsky 2014, one column (torchvision's alexnet)",
         torchvision_name="alexnet",
     ),
-    "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm", peak=0.05),
+    "alexnetowtbn": Entry("alexnet:alexnetowtbn", 16, "alexnetowt with batch norm"),
     "alexnetbn": Entry(
         "alexnet:alexnetbn", 16, "alexnetowtbn with average pooling and one linear layer", peak=0.05
     ),
@@ -83,7 +83,9 @@ OURS = {
     "inception2": Entry(
         "inception2:inception2", 16, "Ioffe 2015 without batch norm", heads=("head",)
     ),
-    "ninbn": Entry("nin:ninbn", 16, "network in network, batch norm", lr=0.1, regime="nin"),
+    "ninbn": Entry(
+        "nin:ninbn", 16, "network in network, batch norm", lr=0.1, regime="nin", peak=0.03
+    ),
     "squeezenet": Entry("squeezenet:squeezenet", 16, "Iandola 2016, simple bypass"),
     "resnet9": Entry("resnet9:resnet9", 8, "Page 2018, for small images", peak=0.2),
     "resnet9s": Entry("resnet9:resnet9s", 8, "resnet9 with half the channels", peak=0.2),
