@@ -122,8 +122,8 @@ def test_imagenet_from_what_was_unpacked_already(
         ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "whole"), "--expect", "3:60:7"]
     )
     for name in ("ILSVRC2012_img_train", "ILSVRC2012_img_val"):
-        with tarfile.open(tars / f"{name}.tar") as archive:
-            archive.extractall(tars / name, filter="data")
+        (tars / name).mkdir()
+        subprocess.run(["tar", "-xf", f"{name}.tar", "-C", name], cwd=tars, check=True)
         (tars / f"{name}.tar").unlink()
     prepare.main(
         ["imagenet", "--tars", str(tars), "--out", str(tmp_path / "again"), "--expect", "3:60:7"]
